@@ -1,0 +1,69 @@
+"""What the forecasting experiment can be told, and its presets."""
+
+import dataclasses
+
+__all__ = ["PRESETS", "Config"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Forecast where unseen training runs end."""
+
+    preset: str = "laptop"
+    seed: int = 0
+    dataset: str = "digits"
+    sizes: tuple[int, int] = (1152, 320)
+    """Images for training and for validation; the others are the test set."""
+    networks: tuple[str, ...] = ("mlp", "cnn")
+    """Networks of the runs to learn from; one more is held out."""
+    optimizers: tuple[str, ...] = ("sgd", "momentum", "adam", "adamw")
+    """Optimizers of the runs to learn from; RMSprop is held out."""
+    num_steps: int = 800
+    num_saves: int = 80
+    batch_size: int = 64
+    train_seeds: int = 5
+    """Training runs of every network, optimizer, learning rate and schedule."""
+    prefixes: tuple[float, ...] = (0.2, 0.5)
+    """Shares of a run that are observed."""
+    histories: tuple[str, ...] = ("lfd2", "introspection", "wnn", "lstm", "transformer")
+    """Learned predictors to compare with, beside the simple ones."""
+    fit_seeds: int = 3
+    """Fits of every learned predictor."""
+    field_steps: int = 3000
+    function_steps: int = 500
+    nowcast_steps: int = 400
+    batch_rows: int = 4096
+
+
+PRESETS = {
+    "smoke": Config(
+        preset="smoke",
+        sizes=(512, 256),
+        num_steps=40,
+        num_saves=20,
+        train_seeds=1,
+        networks=("mlp",),
+        optimizers=("sgd", "adam"),
+        prefixes=(0.5,),
+        histories=("lfd2", "wnn"),
+        fit_seeds=1,
+        field_steps=60,
+        function_steps=20,
+        nowcast_steps=20,
+        batch_rows=512,
+    ),
+    "laptop": Config(),
+    "paper": Config(
+        preset="paper",
+        dataset="cifar10",
+        sizes=(45_000, 5_000),
+        num_steps=5000,
+        num_saves=100,
+        batch_size=128,
+        train_seeds=40,
+        field_steps=20_000,
+        function_steps=2000,
+        nowcast_steps=5000,
+        batch_rows=16_384,
+    ),
+}

@@ -1,0 +1,136 @@
+"""The zoo: which runs are recorded, and to which split each of them belongs."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gfm_jax.base import Network, Task, Trajectory
+from gfm_jax.datasets import load
+from gfm_jax.networks import CNN, MLP
+from gfm_jax.tasks import classification
+from gfm_jax.trajectories import record_many, save_steps
+
+__all__ = ["OPTIMIZERS", "SPLITS", "Batch", "RunSpec", "make_tasks", "record_zoo", "run_specs"]
+
+SPLITS = ("train", "validation", "seed", "learning_rate", "optimizer", "architecture")
+SCHEDULES = {
+    "constant": lambda peak, num_steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, num_steps: optax.cosine_decay_schedule(peak, num_steps),
+}
+OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "rmsprop": functools.partial(optax.rmsprop, decay=0.9),
+}
+RATES = {  # optimizer: (grid of the training runs, held out: one between, one above the grid)
+    "sgd": ((0.05, 0.2, 0.8), (0.4, 1.6)),
+    "momentum": ((0.005, 0.02, 0.08), (0.04, 0.16)),
+    "adam": ((0.001, 0.004, 0.016), (0.008, 0.032)),
+    "adamw": ((0.001, 0.004, 0.016), (0.008, 0.032)),
+    "rmsprop": ((0.001, 0.002, 0.004, 0.008), ()),
+}
+NETWORKS = {
+    "mlp": MLP((32, 10)),
+    "cnn": CNN((8, 16)),
+    "mlp3": MLP((32, 16, 10), activation=nn.gelu),
+}
+
+
+class RunSpec(NamedTuple):
+    """One run: its split, its structure (network, optimizer), and what varies within the structure."""
+
+    split: str
+    network: str
+    optimizer: str
+    peak_rate: float
+    schedule: str
+    seed: int
+
+
+class Batch(NamedTuple):
+    """Recorded runs of one structure; the trajectory may hold a few more, recorded only to fill up its shape."""
+
+    specs: list[RunSpec]
+    task: Task
+    trajectory: Trajectory
+
+
+def run_specs(config) -> list[RunSpec]:
+    """The runs of the zoo. Seeds never repeat from split to split, so no two splits share an initialisation."""
+    seeds = itertools.count(1000 * config.seed)
+    four, two = config.optimizers, config.networks
+    held_out = {name: (high,) for name, (_, high) in RATES.items()}
+    cells = [  # split, networks, optimizers, learning rates, runs a cell
+        ("train", two, four, lambda name: RATES[name][0], config.train_seeds),
+        ("validation", two, four, lambda name: RATES[name][0], 1),
+        ("seed", two, four, lambda name: RATES[name][0], 2),
+        ("learning_rate", two, four, lambda name: held_out[name][0], 2),
+        ("optimizer", two, ("rmsprop",), lambda name: RATES[name][0], 2),
+        ("architecture", ("mlp3",), four, lambda name: RATES[name][0], 2),
+    ]
+    return [
+        RunSpec(split, network, optimizer, rate, schedule, next(seeds))
+        for split, networks, optimizers, rates, repeats in cells
+        for network, optimizer, schedule in itertools.product(networks, optimizers, SCHEDULES)
+        for rate in rates(optimizer)
+        for _ in range(repeats)
+    ]
+
+
+def make_tasks(config) -> dict[str, Task]:
+    """One task a network, on the data set shuffled once and split into train, validation and test."""
+    parts = [load(config.dataset, split) for split in ("train", "test")]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order].astype(np.float32), labels[order]
+    num_train, num_validation = config.sizes
+    stop = num_train + num_validation
+    cuts = {"train": slice(0, num_train), "validation": slice(num_train, stop), "test": slice(stop, None)}
+    images = (images - images[cuts["train"]].mean()) / images[cuts["train"]].std()
+    tasks = {}
+    for name in (*config.networks, "mlp3"):
+        module = NETWORKS[name]
+        inputs = images if name.startswith("cnn") else images.reshape(len(images), -1)
+        network = Network(functools.partial(_init, module, inputs.shape[1:]), module.apply)
+        data = {split: (inputs[cut], labels[cut]) for split, cut in cuts.items()}
+        tasks[name] = classification(network, data, config.batch_size)
+    return tasks
+
+
+def _init(module, shape, key):
+    return module.init(key, jnp.zeros((1, *shape)))
+
+
+def record_zoo(config, tasks, specs, progress) -> list[Batch]:
+    """Records runs, one compiled call a structure, each split over all devices there are."""
+    structures = sorted({(spec.network, spec.optimizer) for spec in specs})
+    # Runs to learn from and runs held out come in two calls: of one shape, so that the second compiles nothing.
+    count = lambda structure, split: sum(
+        (spec.network, spec.optimizer) == structure and (spec.split == "train") == split for spec in run_specs(config)
+    )
+    saves = save_steps(config.num_steps, config.num_saves)
+    mesh = jax.make_mesh((jax.device_count(),), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def record_structure(structure):
+        network, optimizer = structure
+        chosen = [spec for spec in specs if (spec.network, spec.optimizer) == (network, optimizer)]
+        rates = [SCHEDULES[spec.schedule](spec.peak_rate, config.num_steps) for spec in chosen]
+        rates = np.stack([np.broadcast_to(rate(np.arange(config.num_steps)), config.num_steps) for rate in rates])
+        num = max(count(structure, True), count(structure, False))
+        num += -num % mesh.devices.size
+        keys = jax.vmap(jax.random.key)(np.resize([spec.seed for spec in chosen], num))
+        rates = np.resize(rates, (num, config.num_steps))
+        runs = record_many(keys, tasks[network], OPTIMIZERS[optimizer], rates, saves, chunk=32, mesh=mesh)
+        runs = jax.device_get(runs)
+        progress(len(chosen))
+        return Batch(chosen, tasks[network], runs)
+
+    return [record_structure(structure) for structure in structures]

@@ -1,0 +1,194 @@
+"""The grammar: the records that every floor of the house speaks, on one page.
+
+Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
+Records of functions (`Interpolant`, `Network`, `Forecaster`, `OptimizerField`) are closed over. A `Task` is both: its
+`data` cross, its functions are closed over.
+
+A point `x: [dim]` may be a sample, a latent code, a whole weight vector, or one coordinate of it. Functions act on ONE
+point or ONE run; the caller maps them with `jax.vmap`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+__all__ = [
+    "Context",
+    "Forecast",
+    "Forecaster",
+    "Horizon",
+    "Interpolant",
+    "Layout",
+    "Network",
+    "OptimizerField",
+    "PathSample",
+    "Task",
+    "Trajectory",
+]
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+class Interpolant(NamedTuple):
+    """A path between two points, x_t = alpha(t) x_0 + beta(t) x_1, with t in [0, 1]."""
+
+    alpha: Callable[[Any], Any]
+    beta: Callable[[Any], Any]
+
+
+class PathSample(NamedTuple):
+    """A point x_t on a path from x_0 to x_1, and its velocity dx_t = dx/dt at flow time t."""
+
+    t: Float[Array, "*batch"]
+    x_t: Float[Array, "*batch dim"]
+    dx_t: Float[Array, "*batch dim"]
+    x_0: Float[Array, "*batch dim"]
+    x_1: Float[Array, "*batch dim"]
+
+
+# --- training runs ----------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a flat weight vector divides into named tensors, in the order in which they lie in it."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def dim(self) -> int:
+        return sum(self.sizes)
+
+
+class Network(NamedTuple):
+    """A function with weights: `init(key) -> weights`, `apply(weights, inputs) -> outputs`."""
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., Any]
+
+
+class Task(NamedTuple):
+    """A loss to be descended: all that a recorder has to know about a training problem.
+
+    Attributes:
+      data: arrays that the functions read, by split: `data["train"]`, `data["validation"]`, `data["test"]`.
+      init: `(key, variety) -> weights`.
+      draws: `(key, num_steps, variety) -> draws`, a pytree led by [num_steps]: what each step draws at random.
+      loss: `(weights, data, draw) -> scalar`, the loss of one step.
+      evaluate: `(weights, split) -> {"loss": ..., ...}`, over a whole split, such as `data["test"]`.
+
+    `variety` is a dict of scalars that differ from run to run (noise levels, the scale of the initialisation); a task
+    reads the names that it knows and has a default for each.
+    """
+
+    data: PyTree
+    init: Callable[..., PyTree]
+    draws: Callable[..., PyTree]
+    loss: Callable[..., Float[Array, ""]]
+    evaluate: Callable[..., dict[str, Array]]
+
+
+class Trajectory(NamedTuple):
+    """One recorded run; a batch of runs has one more leading axis [runs]. What was not recorded is None.
+
+    Attributes:
+      step: number of optimizer steps taken at each save; the first is 0.
+      time: sum of the learning rates of those steps: the clock of the gradient flow.
+      weights: the flat weights at each save.
+      mean_weights: their mean over the segment that ends at the save (at save 0 the weights themselves).
+      gradient: the mean minibatch gradient of that segment (at save 0 that of the first minibatch).
+      state: the optimizer's slots under optax's names, such as `mu`, `nu`, `trace`.
+      learning_rate: that of the step that led to the save (at save 0 that of the first step).
+      loss: the mean minibatch loss of the segment (at save 0 that of the first minibatch).
+      finite: whether every saved weight is finite; a run that diverged is kept, and says so here.
+      layout: which stretch of the vector is which tensor.
+    """
+
+    step: Int[Array, "*runs saves"]
+    time: Float[Array, "*runs saves"]
+    weights: Float[Array, "*runs saves dim"] | None = None
+    mean_weights: Float[Array, "*runs saves dim"] | None = None
+    gradient: Float[Array, "*runs saves dim"] | None = None
+    state: dict[str, Float[Array, "*runs saves dim"]] | None = None
+    learning_rate: Float[Array, "*runs saves"] | None = None
+    loss: Float[Array, "*runs saves"] | None = None
+    finite: Bool[Array, "*runs"] | None = None
+    layout: Layout | None = None
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+class Horizon(NamedTuple):
+    """A moment of a run that lies ahead: its step, the sum of learning rates until then, and the rate at that step."""
+
+    step: Float[Array, "*batch"]
+    time: Float[Array, "*batch"]
+    learning_rate: Float[Array, "*batch"]
+
+
+class Context(NamedTuple):
+    """What an observed prefix says: of every coordinate, of its tensor, of the run.
+
+    Attributes:
+      coordinate: features of each coordinate, free of units.
+      tensor: features of each tensor.
+      run: features of the run.
+      directions: displacements that a forecast may combine, in units of `scale`.
+      scale: the unit of length, one for each coordinate: how far its tensor has lately moved.
+      origin: the last observed weights.
+      segment: index of the tensor to which each coordinate belongs.
+    """
+
+    coordinate: Float[Array, "*runs dim coordinate_features"]
+    tensor: Float[Array, "*runs tensors tensor_features"]
+    run: Float[Array, "*runs run_features"]
+    directions: Float[Array, "*runs dim directions"]
+    scale: Float[Array, "*runs dim"]
+    origin: Float[Array, "*runs dim"]
+    segment: Int[Array, "*runs dim"]
+
+
+class Forecast(NamedTuple):
+    """Forecast weights, and for methods that know their error an interval for each coordinate."""
+
+    weights: Float[Array, "*runs dim"]
+    lower: Float[Array, "*runs dim"] | None = None
+    upper: Float[Array, "*runs dim"] | None = None
+
+
+class Forecaster(NamedTuple):
+    """`fit(key, runs, losses=None) -> params`, then `forecast(params, prefix, horizon) -> Forecast` of one run.
+
+    `runs` is a sequence of trajectories, each a batch of runs of one layout. `losses`, one for each of them, are
+    functions `weights: [dim] -> scalar`, which only an objective in function space asks for.
+    """
+
+    fit: Callable[..., PyTree]
+    forecast: Callable[[PyTree, Trajectory, Horizon], Forecast]
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+class OptimizerField(NamedTuple):
+    """An optimizer as a vector field on (weights, slots), with the sum of learning rates as its clock.
+
+    Attributes:
+      init: `(weights) -> slots`, a dict under optax's names.
+      velocity: `(time, weights, slots, gradient, learning_rate) -> (d weights / d time, d slots / d time)`.
+    """
+
+    init: Callable[[PyTree], dict[str, PyTree]]
+    velocity: Callable[..., tuple[PyTree, dict[str, PyTree]]]

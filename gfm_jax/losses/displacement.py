@@ -1,0 +1,45 @@
+"""Losses of a forecast displacement: in weight space, as an interval, and in function space."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["function_space_loss", "laplace_nll", "relative_l1", "relative_squared_error"]
+
+
+def relative_l1(forecast, target, weight: Float[Array, "*n"]) -> Float[Array, ""]:
+    r"""Mean absolute error, each run at its own scale: mean sqrt(weight) |forecast - target|."""
+    return jnp.mean(jnp.sqrt(weight) * jnp.abs(forecast - target))
+
+
+def laplace_nll(log_scale, error) -> Float[Array, ""]:
+    r"""Negative log-likelihood of errors under a Laplace law, up to a constant: |e| / b + log b, with b = exp(log_scale).
+
+    Its minimiser is b = E|e|, so that exp(log_scale) learns the expected error.
+    """
+    return jnp.mean(jnp.abs(error) * jnp.exp(-log_scale) + log_scale)
+
+
+def relative_squared_error(forecast, origin, target) -> Float[Array, ""]:
+    r"""Squared error in units of persistence's: |forecast - target|^2 / |origin - target|^2."""
+    return jnp.sum((forecast - target) ** 2) / jnp.maximum(jnp.sum((origin - target) ** 2), 1e-24)
+
+
+def function_space_loss(
+    loss: Callable[[Array], Array], forecast, origin, target, weight: float, ceiling: float = 3.0
+) -> Float[Array, ""]:
+    r"""How good a network the forecast is, and how near to the true one.
+
+    .. math:: \log \frac{L(\hat w) + \epsilon}{L(w_n) + \epsilon} + \lambda \min(e, c), \qquad
+       e = \frac{|\hat w - w_m|^2}{|w_n - w_m|^2}, \quad \epsilon = 10^{-3}
+
+    Args:
+      loss: `weights [dim] -> scalar`, on data that the run was not trained on.
+      forecast, origin, target: forecast, last observed and true weights, [dim].
+      weight: lambda; 0 trusts the loss alone, and gives up the weights.
+      ceiling: c, beyond which a run no longer pulls on the weights.
+    """
+    ratio = jnp.log(loss(forecast) + 1e-3) - jax.lax.stop_gradient(jnp.log(loss(origin) + 1e-3))
+    return ratio + weight * jnp.minimum(relative_squared_error(forecast, origin, target), ceiling)

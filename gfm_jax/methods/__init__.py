@@ -1,0 +1,6 @@
+"""Methods: each reads like a paper's algorithm box, over the fields, losses and solvers of the floors below."""
+
+from gfm_jax.methods import baselines, gate, nowcast
+from gfm_jax.methods.gradient_flow_matching import forecast_windows, gradient_flow_matching
+
+__all__ = ["baselines", "forecast_windows", "gate", "gradient_flow_matching", "nowcast"]

@@ -1,0 +1,36 @@
+"""A gate: of several forecasts, take the one that works best on data that is held out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+__all__ = ["choose", "line_search"]
+
+
+def choose(
+    loss: Callable[[Array], Array], candidates: Float[Array, "candidates dim"]
+) -> tuple[Float[Array, " dim"], Int[Array, ""], int]:
+    r"""The candidate of least loss; one that is not finite is never taken.
+
+    .. math:: \hat w = \arg\min_k L(w_k)
+
+    Args:
+      loss: `weights [dim] -> scalar`, on held-out data.
+      candidates: forecasts of one run; with persistence and the mean of the last saves among them the choice is never
+        worse than these on the held-out data.
+
+    Returns:
+      The weights chosen, their index, and the number of forward passes spent: one a candidate.
+    """
+    losses = jax.vmap(loss)(candidates)
+    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+    return candidates[best], best, len(candidates)
+
+
+def line_search(
+    origin: Float[Array, " dim"], forecast: Float[Array, " dim"], shares: tuple[float, ...]
+) -> Float[Array, "shares dim"]:
+    """Candidates on the way from the last observed weights to a forecast, and beyond it."""
+    return origin + jnp.array(shares)[:, None] * (forecast - origin)

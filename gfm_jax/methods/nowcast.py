@@ -1,0 +1,142 @@
+"""Nowcasters: networks that look at nothing but one weight's own history."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Forecast, Forecaster
+from gfm_jax.losses import relative_l1
+from gfm_jax.networks import LSTM, MLP, Transformer
+from gfm_jax.pytrees import segment_ids
+from gfm_jax.training import fit as minimise
+from gfm_jax.trajectories import check_prefix, cut_all, draw_pairs
+
+__all__ = ["introspection", "lstm", "transformer", "wnn"]
+
+
+class Introspection(nn.Module):
+    """Four points of the history through one hidden layer of 100 (Sinha et al., arXiv 1704.04959)."""
+
+    @nn.compact
+    def __call__(self, history: Float[Array, "*n length"], ahead: Float[Array, "*n"]):
+        length = history.shape[-1]
+        points = history[..., jnp.array([0, length * 4 // 10, length * 7 // 10, length - 1])]
+        return MLP((100, 1), zero_output=True)(jnp.concatenate([points, ahead[..., None]], -1))[..., 0]
+
+
+class TwoStreams(nn.Module):
+    """Weights and their differences through a stream each, then together (Weight Nowcaster Network, ICML 2023)."""
+
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, history, ahead):
+        recent = history[..., -5:]
+        weights = nn.relu(nn.Dense(self.width, name="weights")(recent))
+        differences = nn.relu(nn.Dense(self.width, name="differences")(jnp.diff(recent, axis=-1)))
+        together = jnp.concatenate([weights, differences, ahead[..., None]], -1)
+        return MLP((self.width, 1), zero_output=True)(together)[..., 0]
+
+
+class Sequence(nn.Module):
+    """The whole history as a sequence, by an LSTM or a Transformer."""
+
+    model: nn.Module
+
+    @nn.compact
+    def __call__(self, history, ahead):
+        steps = jnp.diff(history, axis=-1, prepend=history[..., :1])
+        channels = jnp.stack([history, steps, jnp.broadcast_to(ahead[..., None], history.shape)], axis=-1)
+        return self.model(channels)[..., 0]
+
+
+class Schooling(NamedTuple):
+    """How a nowcaster is fitted: fractions of a run observed, points of history, steps, batch and learning rate."""
+
+    fractions: tuple[float, ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
+    num_points: int = 16
+    num_steps: int = 1000
+    batch_size: int = 2048
+    peak_rate: float = 2e-3
+
+
+def introspection(**schooling) -> Forecaster:
+    """Introspection: one hidden layer on four points of a weight's history."""
+    return _nowcaster(Introspection(), Schooling(**schooling))
+
+
+def wnn(**schooling) -> Forecaster:
+    """The Weight Nowcaster Network's two streams, on the last five points, fitted to the runs given."""
+    return _nowcaster(TwoStreams(), Schooling(**schooling))
+
+
+def lstm(**schooling) -> Forecaster:
+    """An LSTM over a weight's history."""
+    return _nowcaster(Sequence(LSTM()), Schooling(**schooling))
+
+
+def transformer(**schooling) -> Forecaster:
+    """A Transformer over a weight's history."""
+    return _nowcaster(Sequence(Transformer()), Schooling(**schooling))
+
+
+def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
+    """A forecaster of each weight from `num_points` even points of its history and the log of the horizon.
+
+    Lengths are in units of how far the weight's tensor moved in the second half of the prefix, errors relative to how far
+    the run moved: the same units and the same loss as the fields of this library have.
+    """
+
+    def history(weights, step, last, unit):
+        """Points of one weight's past, [num_points], in units, with the last observed one as origin."""
+        fractions = jnp.arange(1, schooling.num_points + 1) / schooling.num_points
+        saves = jnp.argmin(jnp.abs(step[:, None] / step[last] - fractions), axis=0)
+        saves = jnp.minimum(saves, last)
+        return (weights[saves] - weights[last]) / unit
+
+    def sample(key, windows):
+        keys = jax.random.split(key, len(windows))
+        num = schooling.batch_size // len(windows)
+        parts = []
+        for key, part in zip(keys, windows, strict=True):
+            pairs = draw_pairs(key, part, num, 1.0, 0.5)
+            run, last, coordinate = pairs.place
+            past = jax.vmap(history)(part.weights[run, :, coordinate], part.clock.step[run], last, pairs.context.scale)
+            parts.append((past, jnp.log(pairs.t.step / pairs.now.step), pairs.x_t, pairs.weight))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def loss(params, key, batch):
+        past, ahead, target, weight = batch
+        return relative_l1(network.apply(params, past, ahead), target, weight), {}
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(schooling.peak_rate, schooling.num_steps)),
+    )
+
+    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None, **_):
+        del losses
+        key_init, key_fit = jax.random.split(key)
+        windows = cut_all(runs, schooling.fractions)
+        params = network.init(key_init, jnp.zeros((1, schooling.num_points)), jnp.zeros(1))
+        options = {"folder": folder, "mesh": mesh, "progress": progress}
+        return minimise(key_fit, loss, params, windows, sample, optimizer, schooling.num_steps, **options).params
+
+    def forecast(params, prefix, horizon):
+        prefix = check_prefix(prefix, horizon, ())
+        weights = prefix.weights.astype(jnp.float32)
+        segment, num = segment_ids(prefix.layout), len(prefix.layout.sizes)
+        half = jnp.argmin(jnp.abs(prefix.step / prefix.step[-1] - 0.5))
+        squares = jax.ops.segment_sum((weights[-1] - weights[half]) ** 2, segment, num)
+        unit = jnp.sqrt(jnp.maximum(squares / jnp.array(prefix.layout.sizes), 1e-24))[segment]
+        of_weight = functools.partial(history, step=prefix.step.astype(jnp.float32), last=len(prefix.step) - 1)
+        past = jax.vmap(lambda w, unit: of_weight(w, unit=unit), in_axes=(1, 0))(weights, unit)
+        ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)
+        return Forecast(weights[-1] + unit * network.apply(params, past, ahead))
+
+    return Forecaster(fit, forecast)

@@ -1,0 +1,49 @@
+"""Small sequence models: [length, channels] to one vector."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+__all__ = ["LSTM", "Transformer"]
+
+
+class LSTM(nn.Module):
+    """The last state of a long short-term memory, read out linearly.
+
+    Attributes:
+      width: of the state.
+      num_outputs: of the readout, which starts at zero.
+    """
+
+    width: int = 32
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        states = nn.RNN(nn.OptimizedLSTMCell(self.width))(x)
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="output")(states[..., -1, :])
+
+
+class Transformer(nn.Module):
+    """Pre-norm self-attention over the sequence with learned positions, read out at its last element.
+
+    Attributes:
+      width, num_heads, num_layers: of the blocks.
+      num_outputs: of the readout, which starts at zero.
+    """
+
+    width: int = 32
+    num_heads: int = 4
+    num_layers: int = 1
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        positions = self.param("positions", nn.initializers.normal(0.02), (x.shape[-2], self.width))
+        x = nn.Dense(self.width, name="embed")(x) + positions
+        for i in range(self.num_layers):
+            y = nn.LayerNorm(name=f"norm_{i}a")(x)
+            x = x + nn.MultiHeadDotProductAttention(self.num_heads, name=f"attention_{i}")(y)
+            y = nn.gelu(nn.Dense(2 * self.width, name=f"up_{i}")(nn.LayerNorm(name=f"norm_{i}b")(x)))
+            x = x + nn.Dense(self.width, name=f"down_{i}")(y)
+        last = nn.LayerNorm(name="norm")(jnp.take(x, -1, axis=-2))
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="output")(last)

@@ -1,0 +1,27 @@
+"""Paths between two points."""
+
+import jax
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Interpolant, PathSample
+
+__all__ = ["interpolate", "linear"]
+
+linear = Interpolant(alpha=lambda t: 1 - t, beta=lambda t: t)
+
+
+def interpolate(
+    interpolant: Interpolant, t: Float[Array, ""], x_0: Float[Array, "*dim"], x_1: Float[Array, "*dim"]
+) -> PathSample:
+    r"""The point at flow time t of a path, and its velocity by forward-mode differentiation.
+
+    .. math:: x_t = \alpha(t) x_0 + \beta(t) x_1, \qquad \dot x_t = \dot\alpha(t) x_0 + \dot\beta(t) x_1
+
+    Args:
+      interpolant: the pair (alpha, beta).
+      t: flow time in [0, 1].
+      x_0, x_1: source and target.
+    """
+    path = lambda t: interpolant.alpha(t) * x_0 + interpolant.beta(t) * x_1
+    x_t, dx_t = jax.jvp(path, (t,), (jax.numpy.ones_like(t),))
+    return PathSample(t, x_t, dx_t, x_0, x_1)

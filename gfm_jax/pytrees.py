@@ -1,0 +1,59 @@
+"""Weights as pytrees and as flat vectors."""
+
+import itertools
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from gfm_jax.base import Layout
+
+__all__ = ["layout_of", "ravel", "segment_ids", "unravel"]
+
+
+def layout_of(weights: PyTree) -> Layout:
+    """The layout of a pytree of weights once it is flat.
+
+    Args:
+      weights: a pytree of arrays (or of their shapes, as `jax.eval_shape` returns it).
+
+    Returns:
+      Names such as "hidden_0/kernel" and shapes, in the order of `ravel`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    if not leaves:
+        raise ValueError("weights: expected a pytree with at least one array, got one without leaves")
+    names = tuple("/".join(_name(key) for key in path if _name(key) != "params") for path, _ in leaves)
+    return Layout(names, tuple(tuple(leaf.shape) for _, leaf in leaves))
+
+
+def _name(key) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def ravel(weights: PyTree) -> Float[Array, " dim"]:
+    """All leaves of a pytree of weights as one flat vector."""
+    return ravel_pytree(weights)[0]
+
+
+def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
+    """A flat vector as a pytree of the same structure, shapes and dtypes as `like`.
+
+    Raises:
+      ValueError: where the sizes differ.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    sizes = [int(np.prod(leaf.shape)) for leaf in leaves]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"vector: expected shape ({sum(sizes)},) to fill the weights, got {vector.shape}")
+    stops = list(itertools.accumulate(sizes))
+    pieces = [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+    return treedef.unflatten(
+        piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)
+    )
+
+
+def segment_ids(layout: Layout) -> np.ndarray:
+    """For each coordinate of the flat vector, the index of its tensor: int32 [dim]."""
+    return np.repeat(np.arange(len(layout.sizes), dtype=np.int32), layout.sizes)

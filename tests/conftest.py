@@ -1,0 +1,35 @@
+import os
+import pathlib
+import tempfile
+
+import jax
+
+# A second run of the suite finds its programs compiled.
+_cache = pathlib.Path(tempfile.gettempdir()) / f"gfm_jax_tests_{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(_cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_num_cpu_devices", 2)  # before any array: the tests of sharding want two
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the types checked, as a user has it: bad input has to be caught by the functions themselves."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

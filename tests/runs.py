@@ -1,0 +1,41 @@
+"""Small tasks and runs that several tests share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gfm_jax.base import Network, Trajectory
+from gfm_jax.networks import MLP
+from gfm_jax.pytrees import layout_of
+from gfm_jax.tasks import classification
+from gfm_jax.trajectories import record_many, save_steps
+
+
+@functools.cache
+def small_task(widths=(4, 3), num=48):
+    """A classifier of five numbers into three classes."""
+    rng = np.random.default_rng(0)
+    module = MLP(widths)
+    network = Network(lambda key: module.init(key, jnp.zeros((1, 5))), module.apply)
+    inputs = rng.normal(size=(num, 5)).astype(np.float32)
+    labels = (inputs @ rng.normal(size=(5, 3))).argmax(1).astype(np.int32)
+    data = {"train": (inputs, labels), "validation": (inputs[:16], labels[:16]), "test": (inputs[16:], labels[16:])}
+    return classification(network, data, batch_size=8, num_classes=3)
+
+
+@functools.cache
+def small_runs(optimizer=optax.adam, widths=(4, 3), num_runs=6, num_steps=60, num_saves=20):
+    keys = jax.random.split(jax.random.key(1), num_runs)
+    rates = np.geomspace(0.003, 0.03, num_runs)[:, None] * np.ones(num_steps)
+    return record_many(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves))
+
+
+def run_of(weights, *, step=None, rate=0.1, **parts):
+    """A trajectory from saved weights [saves, dim] alone."""
+    weights = jnp.asarray(weights)
+    step = jnp.arange(len(weights)) if step is None else jnp.asarray(step)
+    layout = layout_of({"w": jnp.zeros(weights.shape[-1])})
+    return Trajectory(step=step, time=rate * step.astype(weights.dtype), weights=weights, layout=layout, **parts)

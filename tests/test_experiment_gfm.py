@@ -1,0 +1,81 @@
+"""The experiment as a user runs it, in its smallest preset."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.gfm.config import PRESETS
+from experiments.gfm.zoo import run_specs
+
+
+def run(*arguments):
+    # A cache of its own: the presets' programs are not those of the other tests.
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": "/tmp/gfm_jax_smoke",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    command = [sys.executable, "-m", "experiments.gfm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_smoke(tmp_path):
+    done = run("--preset", "smoke", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert all(set(row) == {"table", "row", "metric", "value", "std", "num_seeds"} for row in rows)
+    cells = {(row["table"], row["row"], row["metric"]): row["value"] for row in rows}
+    for split in ("seed", "learning_rate", "optimizer", "architecture"):
+        table = f"forecast/{split}/0.5"
+        assert cells[table, "persistence", "rel_mse"] == 1
+        assert cells[table, "oracle_final", "rel_mse"] == 0
+        assert cells[table, "oracle_final", "gap_closed"] == 1
+        assert cells[table, "gfm_gated", "forwards"] == 8
+        for row in ("lawa", "dmd", "wnn", "gfm_velocity", "gfm_flow_map", "gfm_function_space", "gfm_gated"):
+            assert np.isfinite(cells[table, row, "test_loss"])
+        assert 0 < cells[f"calibration/{split}", "gfm_flow_map", "coverage/0.5"] <= 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["config"]["preset"] == "smoke"
+    assert config["versions"]["jax"]
+    figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))
+    assert figures == ["chart.png", "coordinates.png", "density.png", "loss_after_jump.png"]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "forecast/seed/0.5" in report
+    assert "python -m experiments.gfm --preset smoke" in report
+    arrays = np.load(tmp_path / "run" / "arrays.npz")
+    assert set(arrays["rows"]) >= {"persistence", "gfm_flow_map"}
+
+
+def test_typos_are_named(tmp_path):
+    preset = run("--preset", "desktop")
+    assert preset.returncode != 0
+    assert "desktop" in preset.stderr + preset.stdout
+    field = run("--preset", "smoke", "--num-stepz", "3", "--out", str(tmp_path))
+    assert field.returncode != 0
+    assert "num-stepz" in field.stderr + field.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_splits_share_nothing(preset):
+    specs = run_specs(PRESETS[preset])
+    assert len({spec.seed for spec in specs}) == len(specs)
+    seen = [spec for spec in specs if spec.split == "train"]
+    structures = {(spec.network, spec.optimizer) for spec in seen}
+    assert {spec.optimizer for spec in specs if spec.split == "optimizer"} == {"rmsprop"}
+    assert "rmsprop" not in {optimizer for _, optimizer in structures}
+    held_out = {spec.network for spec in specs if spec.split == "architecture"}
+    assert not held_out & {network for network, _ in structures}
+    rates = {(spec.optimizer, spec.peak_rate) for spec in seen}
+    assert not rates & {(spec.optimizer, spec.peak_rate) for spec in specs if spec.split == "learning_rate"}
+
+
+def test_laptop_has_the_runs_of_the_study():
+    counts = {}
+    for spec in run_specs(PRESETS["laptop"]):
+        counts[spec.split] = counts.get(spec.split, 0) + 1
+    assert counts == {
+        "train": 240, "validation": 48, "seed": 96, "learning_rate": 64, "optimizer": 32, "architecture": 48
+    }  # fmt: skip

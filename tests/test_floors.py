@@ -1,0 +1,101 @@
+"""The house keeps its floors: imports go down, never up, sideways or in a circle."""
+
+import ast
+import importlib
+import pathlib
+import pkgutil
+
+import pytest
+
+import gfm_jax
+
+ROOT = pathlib.Path(gfm_jax.__file__).parent
+FLOORS = {
+    "base": 1,
+    "networks": 2,
+    "optimizers": 2,
+    "paths": 2,
+    "solve": 2,
+    "training": 2,
+    "datasets": 2,
+    "pytrees": 2,
+    "fields": 3,
+    "encoders": 3,
+    "tasks": 3,
+    "trajectories": 3,
+    "metrics": 3,
+    "losses": 4,
+    "methods": 5,
+}
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="gfm_jax."))
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: pathlib.Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def source(module: str) -> pathlib.Path:
+    path = ROOT.parent / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    mine = room(module)
+    for imported in imports(source(module)):
+        assert not imported.startswith("experiments"), f"{module} imports {imported}"
+        if imported.startswith("gfm_jax.") and room(imported) != mine:
+            assert FLOORS[room(imported)] < FLOORS[mine], f"{module} (floor {FLOORS[mine]}) imports {imported}"
+
+
+def test_no_circles():
+    graph = {module: {i for i in imports(source(module)) if i in MODULES} for module in MODULES}
+    state = {}
+
+    def visit(module, path):
+        assert state.get(module) != "open", " -> ".join([*path, module])
+        if state.get(module) is None:
+            state[module] = "open"
+            for other in graph[module]:
+                if source(module).name != "__init__.py" or not other.startswith(module):
+                    visit(other, [*path, module])
+            state[module] = "done"
+
+    for module in MODULES:
+        visit(module, [])
+
+
+def test_every_room_has_a_floor():
+    assert {room(module) for module in MODULES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_names_resolve(module):
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__, f"{module} has no docstring"
+    assert hasattr(loaded, "__all__"), f"{module} has no __all__"
+    for name in loaded.__all__:
+        assert hasattr(loaded, name), f"{module}.__all__ names {name}, which is not there"
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, time; start = time.perf_counter(); import gfm_jax; "
+        "print(time.perf_counter() - start, 'diffrax' in sys.modules, 'orbax' in sys.modules)"
+    )
+    times = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    seconds = min(float(run.stdout.split()[0]) for run in times)
+    assert times[0].stdout.split()[1:] == ["False", "False"]
+    assert seconds < 1.0

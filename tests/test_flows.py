@@ -1,0 +1,122 @@
+"""Paths, fields, solvers and losses against what is known in closed form."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gfm_jax.base import Interpolant
+from gfm_jax.fields import jump, velocity_of
+from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_l1, relative_squared_error
+from gfm_jax.paths import interpolate, linear
+from gfm_jax.solve import solve_flow
+from gfm_jax.tasks import quadratic
+from gfm_jax.trajectories import record
+
+
+def test_linear_path():
+    path = interpolate(linear, jnp.float32(0.25), jnp.array([0.0, 4.0]), jnp.array([8.0, 0.0]))
+    np.testing.assert_allclose(path.x_t, [2.0, 3.0])
+    np.testing.assert_allclose(path.dx_t, [8.0, -4.0])
+
+
+def test_velocity_is_the_derivative_of_any_path():
+    trigonometric = Interpolant(lambda t: jnp.cos(jnp.pi / 2 * t), lambda t: jnp.sin(jnp.pi / 2 * t))
+    t, x_0, x_1 = jnp.float32(0.3), jnp.array([1.0, 2.0]), jnp.array([-1.0, 0.5])
+    step = 1e-2
+    ahead, behind = (interpolate(trigonometric, t + h, x_0, x_1).x_t for h in (step, -step))
+    np.testing.assert_allclose(interpolate(trigonometric, t, x_0, x_1).dx_t, (ahead - behind) / (2 * step), rtol=1e-3)
+
+
+def test_the_best_linear_field_on_a_quadratic_run():
+    """Flow matching on the piecewise-linear interpolant of w_i - w* = (1 - a)^i has the minimiser
+    c = -m a (1 - a/2) / (1 - a + a^2/3), which is -2.5635 at a = .05, m = 50."""
+    a, num_steps = 0.05, 50
+    task = quadratic(jnp.ones(1))
+    run = record(jax.random.key(0), task, optax.sgd, jnp.full(num_steps, a), range(num_steps + 1))
+    weights, share = run.weights[:, 0], (jnp.arange(200) + 0.5) / 200
+
+    def of_segment(w, later):
+        path = jax.vmap(lambda o: interpolate(linear, o, w, later))(share)
+        return path.x_t, num_steps * path.dx_t
+
+    x, v = jax.vmap(of_segment)(weights[:-1], weights[1:])
+    slope = jnp.sum(x * v) / jnp.sum(x * x)
+    expected = -num_steps * a * (1 - a / 2) / (1 - a + a**2 / 3)
+    assert expected == pytest.approx(-2.5635, abs=1e-4)
+    assert float(slope) == pytest.approx(expected, rel=1e-3)
+    loss = lambda c: flow_matching_loss(c * x, interpolate(linear, jnp.float32(0), x, x)._replace(dx_t=v))
+    assert float(jax.grad(loss)(slope)) == pytest.approx(0, abs=1e-4)
+
+
+def test_past_the_edge_of_stability_no_field_of_the_weights_can_follow():
+    """With 1 < a < 2 the iterates w_i = (1 - a)^i cross the minimum at every step and still converge, but the best field
+    v = c w moves them far less than they move: continued from w_0 it misses where they are by most of the distance."""
+    a, num_steps = 1.8, 20
+    run = record(jax.random.key(0), quadratic(jnp.ones(1)), optax.sgd, jnp.full(num_steps, a), range(num_steps + 1))
+    weights = np.asarray(run.weights[:, 0])
+    differences = np.diff(weights)
+    assert np.corrcoef(differences[1:], differences[:-1])[0, 1] < -0.9  # how such runs are told
+    share = (np.arange(400) + 0.5) / 400
+    x = weights[:-1, None] + share * differences[:, None]
+    v = num_steps * np.broadcast_to(differences[:, None], x.shape)
+    slope = (x * v).sum() / (x * x).sum()
+    followed = weights[0] * np.exp(slope / num_steps)  # one step later
+    assert np.sign(followed) != np.sign(weights[1])
+    assert abs(followed - weights[1]) > 0.5 * abs(weights[0])
+
+
+@pytest.mark.parametrize(("solver", "order"), [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Tsit5(), 5)])
+@pytest.mark.usefixtures("x64")
+def test_solver_order(solver, order):
+    velocity = lambda t, x: jnp.array([-x[1], x[0]]) * (1 + t)
+    exact = jnp.array([jnp.cos(1.5), jnp.sin(1.5)])
+    steps = (4, 8) if order == 5 else (32, 64)
+    errors = [
+        jnp.linalg.norm(solve_flow(velocity, jnp.array([1.0, 0.0]), num_steps=n, solver=solver)[0] - exact)
+        for n in steps
+    ]
+    assert order - 0.2 < float(jnp.log2(errors[0] / errors[1])) < order + 1
+
+
+def test_a_solve_that_diverges_is_a_value():
+    _, info = solve_flow(lambda t, x: x**3, jnp.array([10.0]), 0.0, 50.0, num_steps=20)
+    assert not bool(info["finite"])
+    with pytest.raises(ValueError, match="num_steps"):
+        solve_flow(lambda t, x: x, jnp.zeros(1), num_steps=0)
+
+
+def test_flow_map_of_a_gaussian_has_its_velocity_and_is_a_semigroup():
+    """x_0 ~ N(0, s0^2), x_1 ~ N(m, s1^2): X_{s,t}(x) = t m + (g_t / g_s)(x - s m), b_t(x) = m + (g'/g)(x - t m)."""
+    m, s0, s1 = 1.5, 1.0, 0.3
+    g = lambda t: jnp.sqrt((1 - t) ** 2 * s0**2 + t**2 * s1**2)
+    exact = lambda s, t, x: t * m + g(t) / g(s) * (x - s * m)
+    t, x = jnp.float32(0.4), jnp.array([0.2, -1.0])
+    b = m + jax.grad(g)(t) / g(t) * (x - t * m)
+    np.testing.assert_allclose(velocity_of(exact, t, x), b, rtol=1e-5)
+    np.testing.assert_allclose(exact(0.4, 0.9, exact(0.1, 0.4, x)), exact(0.1, 0.9, x), rtol=1e-5)
+    mean_velocity = (exact(0.1, 0.9, x) - x) / 0.8
+    np.testing.assert_allclose(
+        jump(jnp.float32(0.1), jnp.float32(0.9), x, mean_velocity), exact(0.1, 0.9, x), rtol=1e-5
+    )
+    np.testing.assert_array_equal(jump(t, t, x, mean_velocity), x)
+
+
+def test_losses_in_numbers():
+    origin, target = jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])
+    assert float(relative_squared_error(origin, origin, target)) == 1.0
+    assert float(relative_squared_error(target, origin, target)) == 0.0
+    assert float(relative_l1(jnp.array([1.0, 5.0]), jnp.array([0.0, 3.0]), jnp.array([4.0, 1.0]))) == 2.0
+    value = function_space_loss(lambda w: jnp.sum(w), jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0]), target, 0.0)
+    assert float(value) == pytest.approx(np.log(1.001 / 2.001), rel=1e-5)
+    far = function_space_loss(lambda w: jnp.float32(1.0), jnp.array([99.0, 0.0]), origin, target, 0.5)
+    assert float(far) == pytest.approx(1.5)  # lambda times the ceiling
+
+
+def test_laplace_nll_learns_the_mean_error():
+    errors = jax.random.laplace(jax.random.key(0), (20_000,)) * 0.7
+    grid = jnp.linspace(-1.5, 0.5, 401)
+    best = grid[jnp.argmin(jax.vmap(lambda s: laplace_nll(s, errors))(grid))]
+    assert float(jnp.exp(best)) == pytest.approx(float(jnp.abs(errors).mean()), rel=0.01)

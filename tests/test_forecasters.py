@@ -1,0 +1,193 @@
+"""The contract that every forecaster keeps, and what each is exact for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import run_of, small_runs
+
+from gfm_jax.base import Forecaster
+from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
+from gfm_jax.trajectories import horizon_at, prefix_of
+
+SCHOOL = {"num_steps": 20, "batch_size": 64}
+FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
+FORECASTERS = {
+    "persistence": baselines.persistence(),
+    "lawa": baselines.lawa(),
+    "lawa_half_log": baselines.lawa_half_log(),
+    "linear": baselines.linear(),
+    "log_time": baselines.log_time(),
+    "log_time_steps": baselines.log_time("step"),
+    "sqrt_time": baselines.sqrt_time(),
+    "exponential": baselines.exponential(),
+    "rank1": baselines.rank1(),
+    "dmd": baselines.dmd(),
+    "lfd2": baselines.lfd2(every=1),
+    "introspection": nowcast.introspection(**SCHOOL),
+    "wnn": nowcast.wnn(**SCHOOL),
+    "lstm": nowcast.lstm(**SCHOOL),
+    "transformer": nowcast.transformer(**SCHOOL),
+    "velocity": gradient_flow_matching("velocity", **FIELD),
+    "flow_map": gradient_flow_matching("flow_map", **FIELD),
+    "flow_map_tensor": gradient_flow_matching("flow_map", head="tensor", **FIELD),
+    "function_space": gradient_flow_matching("function_space", function_steps=5, **FIELD),
+}
+TRIVIAL = [name for name, f in FORECASTERS.items() if f.fit is baselines.persistence().fit]
+
+
+@functools.cache
+def fitted(name):
+    losses = [lambda weights: jnp.mean(weights**2)]
+    return FORECASTERS[name].fit(jax.random.key(0), [small_runs()], losses)
+
+
+@pytest.fixture
+def run():
+    return jax.tree.map(lambda leaf: leaf[0], small_runs())
+
+
+@pytest.mark.parametrize("name", FORECASTERS)
+def test_contract(name, run):
+    forecaster, params = FORECASTERS[name], fitted(name)
+    assert isinstance(forecaster, Forecaster)
+    prefix, horizon = prefix_of(run, 10), horizon_at(run, -1)
+    forecast = forecaster.forecast(params, prefix, horizon)
+    assert forecast.weights.shape == run.weights.shape[-1:]
+    assert bool(jnp.isfinite(forecast.weights).all())
+    # the same under jit and vmap
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (prefix, horizon))
+    mapped = jax.jit(jax.vmap(functools.partial(forecaster.forecast, params)))(*batch)
+    np.testing.assert_allclose(mapped.weights[1], forecast.weights, rtol=2e-3, atol=2e-4)
+    # weights alone are enough
+    bare = prefix._replace(mean_weights=None, gradient=None, state=None, learning_rate=None, loss=None)
+    assert bool(jnp.isfinite(forecaster.forecast(params, bare, horizon).weights).all())
+    # bad input
+    with pytest.raises(ValueError, match="one snapshot"):
+        forecaster.forecast(params, prefix_of(run, 0), horizon)
+    with pytest.raises(ValueError, match="horizon"):
+        forecaster.forecast(params, prefix, horizon_at(run, 10))
+    with pytest.raises(ValueError, match="finite"):
+        forecaster.forecast(params, prefix._replace(weights=prefix.weights.at[0, 0].set(jnp.inf)), horizon)
+
+
+@pytest.mark.parametrize("name", FORECASTERS)
+def test_other_architecture(name):
+    """Fitted on one network, used on another."""
+    other = jax.tree.map(lambda leaf: leaf[0], small_runs(optax.sgd, (6, 5, 3)))
+    forecast = FORECASTERS[name].forecast(fitted(name), prefix_of(other, 10), horizon_at(other, -1))
+    assert forecast.weights.shape == other.weights.shape[-1:]
+    assert bool(jnp.isfinite(forecast.weights).all())
+
+
+def path(values, rate=0.1):
+    """A run of one tensor whose weights are `values` of the saves, in two different proportions."""
+    return run_of(np.stack([values, -2.0 * np.asarray(values)], axis=-1).astype(np.float32), rate=rate)
+
+
+def end_of(name, run, last):
+    return FORECASTERS[name].forecast((), prefix_of(run, last), horizon_at(run, -1)).weights
+
+
+STEPS = np.arange(41.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("linear", 3 + 0.5 * STEPS),
+        ("rank1", 3 + 0.5 * STEPS),
+        ("dmd", 3 + 0.5 * STEPS),
+        ("log_time", np.log(np.maximum(STEPS, 1))),
+        ("log_time_steps", np.log(np.maximum(STEPS, 1))),
+        ("sqrt_time", np.sqrt(STEPS)),
+        ("exponential", 2 - 0.9**STEPS),
+        ("dmd", 2 - 0.9**STEPS),
+    ],
+)
+def test_exact_for_its_own_law(name, values):
+    run = path(values)
+    np.testing.assert_allclose(end_of(name, run, 20), run.weights[-1], rtol=2e-3, atol=2e-3)
+
+
+def test_dmd_follows_a_spiral_in():
+    """Two coupled modes: exact for dynamic mode decomposition, out of reach of one exponential a mode."""
+    spiral = np.array([[0.9, 0.2], [-0.2, 0.9]])
+    points = [np.array([1.0, 0.0])]
+    for _ in range(40):
+        points.append(spiral @ points[-1])
+    run = run_of(np.array(points, np.float32))
+    np.testing.assert_allclose(end_of("dmd", run, 20), run.weights[-1], atol=1e-2)
+
+
+def test_dmd_never_expands():
+    run = path(1.2**STEPS)
+    persistence = np.abs(np.asarray(run.weights[-1] - run.weights[20]))
+    ahead = np.abs(np.asarray(end_of("dmd", run, 20) - run.weights[20]))
+    assert (ahead < persistence).all()  # straight on at most, instead of e-folding every five steps
+
+
+def test_lawa_is_the_mean_of_the_last_five():
+    run = path(np.sin(STEPS))
+    np.testing.assert_allclose(end_of("lawa", run, 20), run.weights[16:21].mean(0), atol=1e-6)
+
+
+def test_persistence_is_the_last_save():
+    run = path(np.sin(STEPS))
+    np.testing.assert_array_equal(end_of("persistence", run, 20), run.weights[20])
+
+
+def test_lfd2_finds_the_map():
+    """Runs that obey w_m = w_n + a (w_n - w_0) + b w_n for a = .4, b = -.2, observed at one half."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(8, 21, 30)).astype(np.float32)
+    weights[:, -1] = weights[:, 10] + 0.4 * (weights[:, 10] - weights[:, 0]) - 0.2 * weights[:, 10]
+    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(weights)._replace(layout=run_of(weights[0]).layout)
+    params = baselines.lfd2((0.5,), every=1).fit(jax.random.key(0), [runs])
+    np.testing.assert_allclose(params[0], [0.4, -0.2], atol=0.02)
+
+
+def test_an_untrained_field_stands_still(run):
+    """The last layer starts at zero: persistence."""
+    recipe = {**FIELD, "num_steps": 1, "peak_rate": 0.0}
+    for objective in ("flow_map", "velocity"):
+        forecaster = gradient_flow_matching(objective, **recipe)
+        params = forecaster.fit(jax.random.key(0), [small_runs()])
+        forecast = forecaster.forecast(params, prefix_of(run, 10), horizon_at(run, -1))
+        np.testing.assert_allclose(forecast.weights, run.weights[10], atol=1e-6)
+
+
+def test_without_layout_only_a_fitted_size_is_accepted(run):
+    params, forecaster = fitted("flow_map"), FORECASTERS["flow_map"]
+    prefix, horizon = prefix_of(run, 10), horizon_at(run, -1)
+    known = forecaster.forecast(params, prefix._replace(layout=None), horizon).weights
+    np.testing.assert_allclose(known, forecaster.forecast(params, prefix, horizon).weights)
+    short = prefix._replace(layout=None, **{n: getattr(prefix, n)[:, :-1] for n in ("weights", "mean_weights")})
+    with pytest.raises(ValueError, match="no layout"):
+        forecaster.forecast(params, short, horizon)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: gradient_flow_matching("flowmap"), "objective: expected one of velocity, flow_map, function_space"),
+        (lambda: gradient_flow_matching(head="neuron"), "head"),
+        (lambda: gradient_flow_matching(learning_rate=1.0), "learning_rate: expected fields of Recipe"),
+        (lambda: gradient_flow_matching("function_space").fit(jax.random.key(0), [small_runs()]), "losses"),
+        (
+            lambda: baselines.linear("hours").forecast((), prefix_of(first_run(), 10), horizon_at(first_run(), -1)),
+            "clock",
+        ),
+    ],
+)
+def test_bad_choices(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def first_run():
+    return jax.tree.map(lambda leaf: leaf[0], small_runs())

@@ -1,0 +1,156 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import run_of, small_runs
+
+from gfm_jax.base import Horizon, Layout
+from gfm_jax.trajectories import (
+    DIRECTIONS,
+    check_prefix,
+    cut,
+    draw_pairs,
+    draw_windows,
+    horizon_at,
+    line_weights,
+    merge,
+    observe,
+    prefix_of,
+    save_at,
+)
+
+
+def first(runs):
+    return jax.tree.map(lambda leaf: leaf[0], runs)
+
+
+def test_nothing_after_the_last_observed_save_is_read():
+    run, last = first(small_runs()), 8
+    poison = lambda leaf: leaf.at[last + 1 :].set(jnp.nan) if leaf.ndim and leaf.dtype.kind == "f" else leaf
+    poisoned = jax.tree.map(poison, run._replace(step=run.step.astype(float)))
+    clean, seen = observe(run, last), observe(poisoned, last)
+    chex.assert_trees_all_equal(clean, seen)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(seen))
+
+
+def test_a_prefix_and_a_mask_see_the_same():
+    run, last = first(small_runs()), 8
+    chex.assert_trees_all_close(observe(prefix_of(run, last)), observe(run, last), rtol=1e-4, atol=1e-4)
+
+
+def test_directions_are_what_they_are_called():
+    rng = np.random.default_rng(0)
+    run = run_of(rng.normal(size=(9, 5)).cumsum(0))
+    seen = observe(run)
+    moved = {name: np.asarray(seen.directions[:, i] * seen.scale) for i, name in enumerate(DIRECTIONS)}
+    weights = np.asarray(run.weights)
+    for j in range(8):
+        np.testing.assert_allclose(moved[f"since_{j}_8"], weights[-1] - weights[j], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved["since_last"], weights[-1] - weights[-2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved["average"], 0 * weights[-1], atol=1e-5)  # the last eighth is the last save alone
+    inside = np.arange(9) >= 4
+    slope = np.polyfit(np.arange(9)[inside] / 8, weights[inside], 1)[0]
+    np.testing.assert_allclose(moved["slope"], slope, rtol=1e-3, atol=1e-4)
+    log_clock, inside = np.log(np.maximum(np.arange(9), 1)), np.arange(9) >= 2
+    slope = np.polyfit(log_clock[inside], weights[inside], 1)[0]
+    np.testing.assert_allclose(moved["log_slope"], slope, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(seen.scale, np.sqrt(np.mean((weights[-1] - weights[4]) ** 2)), rtol=1e-5)
+
+
+def test_the_unit_of_length_does_not_matter():
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(9, 6)).cumsum(0)
+    small, large = observe(run_of(weights)), observe(run_of(1000 * weights))
+    for part in ("coordinate", "tensor", "directions"):
+        np.testing.assert_allclose(getattr(small, part), getattr(large, part), rtol=2e-3, atol=2e-3)
+
+
+def test_weights_alone_are_enough():
+    run = first(small_runs())
+    bare = run._replace(mean_weights=None, gradient=None, state=None, learning_rate=None, loss=None)
+    seen, full = observe(bare), observe(run)
+    chex.assert_trees_all_equal_shapes(seen, full)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(seen))
+
+
+def test_line_weights_are_the_least_squares_slope():
+    rng = np.random.default_rng(2)
+    clock, values, inside = rng.normal(size=20), rng.normal(size=20), (rng.random(20) > 0.3) * 1.0
+    slope = line_weights(jnp.asarray(clock), jnp.asarray(inside)) @ values
+    expected = np.polyfit(clock[inside > 0], values[inside > 0], 1)[0]
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)
+
+
+def test_windows_hold_what_they_say(key):
+    runs = small_runs()
+    windows = cut(runs, (0.2, 0.5))
+    assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert windows.last.tolist() == [4] * 6 + [10] * 6
+    expected = ((np.asarray(runs.weights[2]) - np.asarray(runs.weights[2, 10])) ** 2).sum(-1)
+    np.testing.assert_allclose(windows.distance[8], expected, rtol=1e-4, atol=1e-6)
+    pairs = draw_pairs(key, windows, 4000, share_now=0.5, share_final=0.3)
+    run, last, coordinate = pairs.place
+    save_s = np.round(np.asarray(pairs.s.step) / 3).astype(int)  # these runs are saved every three steps
+    save_t = np.round(np.asarray(pairs.t.step) / 3).astype(int)
+    assert (last <= save_s).all()
+    assert (save_s < save_t).all()
+    assert (save_t <= 20).all()
+    assert (save_s == last).mean() > 0.4
+    assert (save_t == 20).mean() > 0.25
+    weights = np.asarray(runs.weights)
+    displacement = weights[run, save_t, coordinate] - weights[run, last, coordinate]
+    np.testing.assert_allclose(pairs.x_t * pairs.context.scale, displacement, rtol=1e-4, atol=1e-6)
+    # The weights make the mean over coordinates the relative squared error of a run: that of persistence is 1.
+    assert abs(float(jnp.mean(pairs.weight * pairs.x_t**2)) - 1) < 0.15
+
+
+def test_adjacent_pairs_are_segments(key):
+    windows = cut(small_runs(), (0.5,))
+    pairs = draw_pairs(key, windows, 1000, share_now=0.5, share_final=0.3, adjacent=True)
+    np.testing.assert_allclose(pairs.t.step - pairs.s.step, 3.0)
+    assert float(pairs.s.step.min()) == 30.0
+    assert float(pairs.t.step.max()) == 60.0
+
+
+def test_drawn_horizons_lie_ahead(key):
+    windows = cut(small_runs(), (0.2, 0.5))
+    window, ahead = draw_windows(key, windows, 1000, 0.3)
+    assert (ahead > windows.last[window]).all()
+    assert int(ahead.max()) == 20
+
+
+def test_merge_keeps_runs_apart():
+    windows = [cut(small_runs(), (0.5,)), cut(small_runs(), (0.5,))]
+    together = merge(windows, [np.array([0, 5]), np.array([1])])
+    assert together.run.tolist() == [0, 5, 7]
+    np.testing.assert_array_equal(together.weights[7], windows[1].weights[1])
+    np.testing.assert_array_equal(together.context.scale[2], windows[1].context.scale[1])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 0.001, 0.999])
+def test_bad_fractions(fraction):
+    with pytest.raises(ValueError, match="fraction"):
+        save_at(small_runs(), fraction)
+
+
+def test_bad_prefixes():
+    run = first(small_runs())
+    prefix, final = prefix_of(run, 8), horizon_at(run, -1)
+    with pytest.raises(ValueError, match="one snapshot"):
+        check_prefix(prefix_of(run, 0), final)
+    with pytest.raises(ValueError, match="one snapshot"):
+        observe(prefix_of(run, 0))
+    with pytest.raises(ValueError, match="horizon: expected a step beyond"):
+        check_prefix(prefix, horizon_at(run, 8))
+    with pytest.raises(ValueError, match="horizon: expected a step beyond"):
+        check_prefix(prefix, Horizon(*(jnp.float32(0) for _ in range(3))))
+    with pytest.raises(ValueError, match="finite weights"):
+        check_prefix(prefix._replace(weights=prefix.weights.at[2, 1].set(jnp.nan)), final)
+    with pytest.raises(ValueError, match="no layout"):
+        check_prefix(prefix._replace(layout=None), final)
+    with pytest.raises(ValueError, match="no layout"):
+        check_prefix(prefix._replace(layout=None), final, [Layout(("w",), ((7,),))])
+    assert check_prefix(prefix._replace(layout=None), final, [prefix.layout]).layout == prefix.layout
+    with pytest.raises(ValueError, match="layout describes 7 weights"):
+        check_prefix(prefix._replace(layout=Layout(("w",), ((7,),))), final)
