@@ -45,7 +45,8 @@ def test_what_is_read_is_what_was_recorded(tmp_path, dtype):
 
 def test_a_finished_recording_is_not_made_again(tmp_path):
     make(tmp_path / "runs")
-    again = record_to_disk(tmp_path / "runs", 7, None, chunk=3, recipe={"task": "small"}, progress=None)
+    never = lambda i: pytest.fail("recorded again")
+    again = record_to_disk(tmp_path / "runs", 7, never, chunk=3, recipe={"task": "small"}, progress=None)
     assert again.weights.shape[0] == 7
     with pytest.raises(ValueError, match="recipe"):
         make(tmp_path / "runs", recipe={"task": "large"})

@@ -119,8 +119,11 @@ def _learn(config, train_groups: list[Cohort], groups, judges, scores, forecasts
     }
     histories = {}
     for name in config.histories:
-        lfd2 = lambda: baselines.lfd2(config.prefixes)
-        histories[name] = lfd2() if name == "lfd2" else getattr(nowcast, name)(num_steps=config.nowcast_steps)
+        if name == "lfd2":
+            histories[name] = baselines.lfd2(config.prefixes)
+        else:  # a sequence model spends on each weight what the others spend on eight
+            batch = config.batch_rows // 8 if name in ("lstm", "transformer") else config.batch_rows
+            histories[name] = getattr(nowcast, name)(num_steps=config.nowcast_steps, batch_size=batch)
 
     windows = [observed(group, Recipe().fractions) for group in train_groups]
     losses = [loss_on(group.task, "validation") for group in train_groups]
