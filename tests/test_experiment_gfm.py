@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from experiments.gfm.zoo import run_specs
 def run(*arguments):
     # A cache of its own: the presets' programs are not those of the other tests.
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": "/tmp/gfm_jax_smoke",
+        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "gfm_jax_smoke"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     command = [sys.executable, "-m", "experiments.gfm", *arguments]
