@@ -4,6 +4,8 @@ import ast
 import importlib
 import pathlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -88,14 +90,11 @@ def test_all_names_resolve(module):
 
 
 def test_import_is_light():
-    import subprocess
-    import sys
-
+    """All but a little of `import gfm_jax` is jax's own, which takes half a second on a quiet machine and more on others."""
     code = (
-        "import sys, time; start = time.perf_counter(); import gfm_jax; "
-        "print(time.perf_counter() - start, 'diffrax' in sys.modules, 'orbax' in sys.modules)"
+        "import sys, time; import jax, jaxtyping; start = time.perf_counter(); import gfm_jax; "
+        "print(time.perf_counter() - start, *(name in sys.modules for name in ('diffrax', 'orbax', 'flax', 'optax')))"
     )
-    times = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    seconds = min(float(run.stdout.split()[0]) for run in times)
-    assert times[0].stdout.split()[1:] == ["False", "False"]
-    assert seconds < 1.0
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert runs[0].stdout.split()[1:] == ["False"] * 4
+    assert min(float(run.stdout.split()[0]) for run in runs) < 0.3
