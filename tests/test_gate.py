@@ -1,0 +1,22 @@
+import jax.numpy as jnp
+import numpy as np
+
+from gfm_jax.methods.gate import choose, line_search
+
+
+def test_the_best_finite_candidate_is_taken():
+    candidates = jnp.array([[3.0, 0.0], [jnp.nan, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    chosen, index, forwards = choose(lambda w: jnp.sum(w**2), candidates)
+    assert int(index) == 2
+    assert forwards == 4
+    np.testing.assert_array_equal(chosen, [1.0, 1.0])
+
+
+def test_a_loss_that_is_not_finite_is_never_least():
+    _, index, _ = choose(lambda w: jnp.where(w[0] > 0, -jnp.inf, w[1]), jnp.array([[1.0, 0.0], [0.0, 5.0]]))
+    assert int(index) == 1
+
+
+def test_candidates_on_the_way():
+    found = line_search(jnp.array([1.0, 1.0]), jnp.array([3.0, 5.0]), (0.0, 0.5, 1.0, 1.25))
+    np.testing.assert_allclose(found, [[1.0, 1.0], [2.0, 3.0], [3.0, 5.0], [3.5, 6.0]])
