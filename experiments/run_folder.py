@@ -29,7 +29,10 @@ class Row(NamedTuple):
 
 
 class RunFolder:
-    """A folder `out` of results: files are written beside and renamed, so that none is ever half there."""
+    """A folder `out` of results: files are written beside and renamed, so that none is ever half there.
+
+    Of several hosts only the first one writes.
+    """
 
     def __init__(self, out: str | os.PathLike, config) -> None:
         self.path = pathlib.Path(out)
@@ -71,6 +74,8 @@ class RunFolder:
         self._replace("report.md", "\n\n".join(parts) + "\n")
 
     def save_arrays(self, arrays: dict) -> None:
+        if jax.process_index():
+            return
         temporary = self.path / "arrays.partial.npz"
         np.savez_compressed(temporary, **arrays)
         temporary.replace(self.path / "arrays.npz")
@@ -79,6 +84,8 @@ class RunFolder:
         self._replace(name, json.dumps(content, indent=1))
 
     def _replace(self, name, text):
+        if jax.process_index():
+            return
         temporary = self.path / f"{name}.partial"
         temporary.write_text(text)
         temporary.replace(self.path / name)

@@ -3,13 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Layout
 
-__all__ = ["layout_of", "ravel", "segment_ids", "unravel"]
+__all__ = ["layout_of", "place", "ravel", "segment_ids", "unravel"]
 
 
 def layout_of(weights: PyTree) -> Layout:
@@ -57,3 +58,17 @@ def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
 def segment_ids(layout: Layout) -> np.ndarray:
     """For each coordinate of the flat vector, the index of its tensor: int32 [dim]."""
     return np.repeat(np.arange(len(layout.sizes), dtype=np.int32), layout.sizes)
+
+
+def place(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """`jax.device_put`, also where the devices of a sharding belong to several hosts, each of which holds the whole tree."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree)

@@ -12,6 +12,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
+from gfm_jax.pytrees import place
+
 __all__ = ["Fitted", "fit"]
 
 
@@ -75,7 +77,7 @@ def fit(
     state = (params, optimizer.init(params), jax.tree.map(jnp.array, params))
     if mesh is not None:
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        state, data, key = jax.device_put((state, data, key), whole)
+        state, data, key = place((state, data, key), whole)
     start = 0
     if folder is not None:
         start, state = _restore(folder, state)

@@ -35,14 +35,17 @@ def test_smoke(tmp_path):
         assert cells[table, "oracle_final", "rel_mse"] == 0
         assert cells[table, "oracle_final", "gap_closed"] == 1
         assert cells[table, "gfm_gated", "forwards"] == 8
-        for row in ("lawa", "dmd", "wnn", "gfm_velocity", "gfm_flow_map", "gfm_function_space", "gfm_gated"):
+        for row in ("lawa", "dmd", "lfd2", "gfm_velocity", "gfm_flow_map", "gfm_function_space", "gfm_gated"):
             assert np.isfinite(cells[table, row, "test_loss"])
         assert 0 < cells[f"calibration/{split}", "gfm_flow_map", "coverage/0.5"] <= 1
+    assert cells["synthetic/gd", "gfm_optimizer_aware", "rel_mse"] < 0.1
+    assert cells["synthetic/gd", "oracle_final", "to_closed_form"] < 1e-6
+    assert 0 <= cells["noise_floor", "sgd", "floor/0.5"] < 1
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["config"]["preset"] == "smoke"
     assert config["versions"]["jax"]
     figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))
-    assert figures == ["chart.png", "coordinates.png", "density.png", "loss_after_jump.png"]
+    assert figures == ["chart.png", "coordinates.png", "density.png", "error_by_horizon.png", "loss_after_jump.png"]
     report = (tmp_path / "run" / "report.md").read_text()
     assert "forecast/seed/0.5" in report
     assert "python -m experiments.gfm --preset smoke" in report

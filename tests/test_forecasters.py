@@ -120,7 +120,8 @@ def test_dmd_follows_a_spiral_in():
     for _ in range(40):
         points.append(spiral @ points[-1])
     run = run_of(np.array(points, np.float32))
-    np.testing.assert_allclose(end_of("dmd", run, 20), run.weights[-1], atol=1e-2)
+    end = baselines.dmd(rank=2).forecast((), prefix_of(run, 20), horizon_at(run, -1)).weights
+    np.testing.assert_allclose(end, run.weights[-1], atol=1e-2)
 
 
 def test_dmd_never_expands():
@@ -133,6 +134,10 @@ def test_dmd_never_expands():
 def test_lawa_is_the_mean_of_the_last_five():
     run = path(np.sin(STEPS))
     np.testing.assert_allclose(end_of("lawa", run, 20), run.weights[16:21].mean(0), atol=1e-6)
+    quarter = baselines.lawa(1 / 4).forecast((), prefix_of(run, 19), horizon_at(run, -1)).weights
+    np.testing.assert_allclose(quarter, run.weights[15:20].mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="num_last"):
+        baselines.lawa(0)
 
 
 def test_persistence_is_the_last_save():

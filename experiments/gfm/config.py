@@ -32,7 +32,13 @@ class Config:
     field_steps: int = 3000
     function_steps: int = 500
     nowcast_steps: int = 400
-    batch_rows: int = 4096
+    synthetic: tuple[str, ...] = ("gd", "momentum", "rmsprop", "adam")
+    """Optimizers of the linear regressions."""
+    synthetic_steps: int = 500
+    """Steps of the fits to linear regressions."""
+    batch_rows: int = 2048
+    distributed: bool = False
+    """Whether several hosts share the work: each of them gives the same command."""
 
 
 PRESETS = {
@@ -43,13 +49,15 @@ PRESETS = {
         num_saves=20,
         train_seeds=1,
         networks=("mlp",),
-        optimizers=("sgd", "adam"),
+        optimizers=("sgd",),
         prefixes=(0.5,),
-        histories=("lfd2", "wnn"),
+        histories=("lfd2",),
         fit_seeds=1,
         field_steps=60,
         function_steps=20,
         nowcast_steps=20,
+        synthetic=("gd",),
+        synthetic_steps=20,
         batch_rows=512,
     ),
     "laptop": Config(),
@@ -64,6 +72,7 @@ PRESETS = {
         field_steps=20_000,
         function_steps=2000,
         nowcast_steps=5000,
+        synthetic_steps=2000,
         batch_rows=16_384,
     ),
 }

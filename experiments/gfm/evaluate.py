@@ -69,32 +69,48 @@ def cohorts(batches: Sequence[Batch]) -> tuple[list[Cohort], int]:
     return found, dropped
 
 
-def observed(cohort: Cohort, fractions: Sequence[float]) -> Windows:
-    """Every run of a cohort cut at every fraction, with all that was recorded of it; fraction by fraction."""
-    windows = [cut(runs, fractions) for runs, _ in cohort.batches]
+def observed(cohort: Cohort, fractions: Sequence[float], withheld: Sequence[Sequence[str]] = ()) -> Windows:
+    """Every run of a cohort cut at every fraction, with all that was recorded of it, and again with parts withheld."""
+    windows = [cut(runs, fractions, withheld=withheld) for runs, _ in cohort.batches]
     every = []
-    for runs, kept in cohort.batches:
-        num = len(runs.finite)
-        every.append(np.concatenate([kept + i * num for i in range(len(fractions))]))
+    for part, (runs, kept) in zip(windows, cohort.batches, strict=True):
+        starts = np.arange(0, len(part.run), len(runs.finite))
+        every.append((starts[:, None] + kept).ravel())
     return merge(windows, every)
 
 
 def forecast_cohort(
-    forecasters: dict[str, Forecaster], params: dict, cohort: Cohort, prefix: float
+    forecasters: dict[str, Forecaster],
+    params: dict,
+    cohort: Cohort,
+    prefix: float,
+    *,
+    save: int = -1,
+    simple: bool = False,
 ) -> dict[str, Forecast]:
-    """Forecasts of the end of every run by every forecaster, in one compiled call for all of them."""
+    """Forecasts of a save of every run, by default its end, by every forecaster, in one compiled call for all of them.
+
+    With `simple` the call is compiled quickly rather than well.
+    """
     last = save_at(cohort.runs, prefix)
-    runs = (prefix_of(cohort.runs, last), horizon_at(cohort.runs, -1))
-    return jax.block_until_ready(_forecast_all(tuple(forecasters.items()), cohort.runs.layout, params, runs))
+    runs = (prefix_of(cohort.runs, last), horizon_at(cohort.runs, save))
+    program = _forecast_quickly_compiled if simple else _forecast_well_compiled
+    return jax.block_until_ready(program(tuple(forecasters.items()), cohort.runs.layout, params, runs))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _forecast_all(forecasters, layout, params, runs):
     def one(run):
         prefix = run[0]._replace(layout=layout)
         return {name: forecaster.forecast(params[name], prefix, run[1]) for name, forecaster in forecasters}
 
     return jax.lax.map(one, runs, batch_size=8)
+
+
+_forecast_well_compiled = jax.jit(_forecast_all, static_argnums=(0, 1))
+# The simple ways take longer to optimise than to run.
+_forecast_quickly_compiled = jax.jit(
+    _forecast_all, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def seconds_each(forecaster: Forecaster, params, cohort: Cohort, prefix: float) -> float:
@@ -111,10 +127,11 @@ def seconds_each(forecaster: Forecaster, params, cohort: Cohort, prefix: float) 
     return float(np.median(times))
 
 
-def loss_on(task: Task, split: str) -> Callable:
-    """The task's loss over a whole split as a function of flat weights."""
+def loss_on(task: Task, split: str, part: slice = slice(None)) -> Callable:
+    """The task's loss over a split, or a part of it, as a function of flat weights."""
     like = jax.eval_shape(task.init, jax.random.key(0))
-    return lambda weights: task.evaluate(unravel(like, weights), task.data[split])["loss"]
+    data = jax.tree.map(lambda array: array[part], task.data[split])
+    return lambda weights: task.evaluate(unravel(like, weights), data)["loss"]
 
 
 class Judge:

@@ -18,7 +18,7 @@ PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "
 def draw_all(path, arrays) -> None:
     """Draws every figure of a run folder from its arrays."""
     with plt.rc_context(PLAIN):
-        for draw in (chart, density, coordinates, loss_after_jump):
+        for draw in (chart, density, coordinates, error_by_horizon, loss_after_jump):
             figure = draw(arrays)
             figure.savefig(path / "figures" / f"{draw.__name__}.png", dpi=110)
             plt.close(figure)
@@ -93,6 +93,28 @@ def coordinates(arrays):
         axis.set_title(f"weight {i}", fontsize=8)
     axes[0, 0].legend(frameon=False, fontsize=7)
     figure.supxlabel("step", fontsize=9)
+    return figure
+
+
+def error_by_horizon(arrays):
+    """Relative squared error against how far ahead the forecast looks, on unseen seeds of the first network."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    step = arrays["horizon/step"]
+    observed = arrays["shown/step"][arrays["shown/last"]]
+    rows = [name.removeprefix("horizon/") for name in arrays if name.startswith("horizon/") and name != "horizon/step"]
+    for row, style in zip(rows, ("-", "--", "-.", ":"), strict=False):
+        low, middle, high = np.quantile(arrays[f"horizon/{row}"], [0.25, 0.5, 0.75], axis=1)
+        color = LEARNED if row.startswith("gfm") else SIMPLE
+        axis.plot(step / observed, middle, "o" + style, ms=3, color=color, label=row)
+        axis.fill_between(step / observed, low, high, color=color, alpha=0.15, lw=0)
+    axis.axhline(1, color="k", lw=0.6, ls=":")
+    axis.set(
+        xlabel="horizon, in multiples of the observed prefix",
+        ylabel="squared error relative to persistence",
+        yscale="log",
+        title="unseen seeds: median over runs, and the middle half",
+    )
+    axis.legend(frameon=False, fontsize=8)
     return figure
 
 

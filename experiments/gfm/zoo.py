@@ -1,5 +1,6 @@
 """The zoo: which runs are recorded, and to which split each of them belongs."""
 
+import collections
 import functools
 import itertools
 from typing import NamedTuple
@@ -9,20 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from gfm_jax.base import Network, Task, Trajectory
 from gfm_jax.datasets import load
 from gfm_jax.networks import CNN, MLP
-from gfm_jax.tasks import classification
+from gfm_jax.tasks import SCHEDULES, classification
 from gfm_jax.trajectories import record_many, save_steps
 
-__all__ = ["OPTIMIZERS", "SPLITS", "Batch", "RunSpec", "make_tasks", "record_zoo", "run_specs"]
+__all__ = [
+    "OPTIMIZERS",
+    "RATES",
+    "SPLITS",
+    "Batch",
+    "RunSpec",
+    "make_tasks",
+    "record_structure",
+    "record_zoo",
+    "run_specs",
+]
 
+SHAPES = ("constant", "cosine")  # of the learning rate
 SPLITS = ("train", "validation", "seed", "learning_rate", "optimizer", "architecture")
-SCHEDULES = {
-    "constant": lambda peak, num_steps: optax.constant_schedule(peak),
-    "cosine": lambda peak, num_steps: optax.cosine_decay_schedule(peak, num_steps),
-}
 OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
@@ -79,7 +88,7 @@ def run_specs(config) -> list[RunSpec]:
     return [
         RunSpec(split, network, optimizer, rate, schedule, next(seeds))
         for split, networks, optimizers, rates, repeats in cells
-        for network, optimizer, schedule in itertools.product(networks, optimizers, SCHEDULES)
+        for network, optimizer, schedule in itertools.product(networks, optimizers, SHAPES)
         for rate in rates(optimizer)
         for _ in range(repeats)
     ]
@@ -110,27 +119,33 @@ def _init(module, shape, key):
 
 
 def record_zoo(config, tasks, specs, progress) -> list[Batch]:
-    """Records runs, one compiled call a structure, each split over all devices there are."""
-    structures = sorted({(spec.network, spec.optimizer) for spec in specs})
-    # Runs to learn from and runs held out come in two calls: of one shape, so that the second compiles nothing.
-    count = lambda structure, split: sum(
-        (spec.network, spec.optimizer) == structure and (spec.split == "train") == split for spec in run_specs(config)
-    )
-    saves = save_steps(config.num_steps, config.num_saves)
-    mesh = jax.make_mesh((jax.device_count(),), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def record_structure(structure):
-        network, optimizer = structure
+    """Records runs, one compiled call a structure."""
+    batches = []
+    for network, optimizer in sorted({(spec.network, spec.optimizer) for spec in specs}):
         chosen = [spec for spec in specs if (spec.network, spec.optimizer) == (network, optimizer)]
         rates = [SCHEDULES[spec.schedule](spec.peak_rate, config.num_steps) for spec in chosen]
         rates = np.stack([np.broadcast_to(rate(np.arange(config.num_steps)), config.num_steps) for rate in rates])
-        num = max(count(structure, True), count(structure, False))
-        num += -num % mesh.devices.size
-        keys = jax.vmap(jax.random.key)(np.resize([spec.seed for spec in chosen], num))
-        rates = np.resize(rates, (num, config.num_steps))
-        runs = record_many(keys, tasks[network], OPTIMIZERS[optimizer], rates, saves, chunk=32, mesh=mesh)
-        runs = jax.device_get(runs)
+        seeds = np.array([spec.seed for spec in chosen])
+        runs = record_structure(config, tasks[network], network, OPTIMIZERS[optimizer], seeds, rates)
         progress(len(chosen))
-        return Batch(chosen, tasks[network], runs)
+        batches.append(Batch(chosen, tasks[network], runs))
+    return batches
 
-    return [record_structure(structure) for structure in structures]
+
+def record_structure(config, task, network, optimizer, seeds, rates, variety=None) -> Trajectory:
+    """Records runs of one structure, split over all devices there are.
+
+    All calls of a network are of one shape, so that nothing compiles twice: there may be more runs than seeds, which only
+    fill that shape up.
+    """
+    counts = collections.Counter((spec.network, spec.optimizer, spec.split == "train") for spec in run_specs(config))
+    num = max(len(seeds), *(count for (of_network, *_), count in counts.items() if of_network == network))
+    mesh = jax.make_mesh((jax.device_count(),), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
+    num += -num % mesh.devices.size
+    fill = lambda array: np.resize(array, (num, *array.shape[1:]))
+    variety = None if variety is None else {name: fill(value) for name, value in variety.items()}
+    keys, saves = jax.vmap(jax.random.key)(fill(seeds)), save_steps(config.num_steps, config.num_saves)
+    runs = record_many(keys, task, optimizer, fill(rates), saves, chunk=32, mesh=mesh, variety=variety)
+    if jax.process_count() > 1:  # every host then goes on with all runs
+        return multihost_utils.process_allgather(runs, tiled=True)
+    return jax.device_get(runs)

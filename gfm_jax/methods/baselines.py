@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def _nothing_to_fit(key, runs, losses=None, **_):
+def nothing_to_fit(key, runs, losses=None, **_):
     del key, runs, losses
     return ()
 
@@ -45,7 +45,7 @@ def _combination(weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, 
         moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin)
         return Forecast(origin + moved)
 
-    return Forecaster(_nothing_to_fit, forecast)
+    return Forecaster(nothing_to_fit, forecast)
 
 
 def persistence() -> Forecaster:
@@ -53,8 +53,10 @@ def persistence() -> Forecaster:
     return _combination(lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0))
 
 
-def lawa(num_last: int = 5) -> Forecaster:
-    """The mean of the last `num_last` saves (latest weight averaging)."""
+def lawa(num_last: int | float = 5) -> Forecaster:
+    """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a share of the prefix."""
+    if num_last <= 0:
+        raise ValueError(f"num_last: expected a number of saves, or a share of them below 1, got {num_last}")
     return _combination(lambda prefix, horizon: _last(prefix, num_last))
 
 
@@ -87,6 +89,7 @@ def sqrt_time(clock: str = "time") -> Forecaster:
 
 
 def _last(prefix, num_last):
+    num_last = num_last if num_last >= 1 else round(num_last * len(prefix.step))
     recent = jnp.arange(len(prefix.step)) >= len(prefix.step) - num_last
     return recent / recent.sum()
 
@@ -121,7 +124,7 @@ def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaste
         ahead = jnp.concatenate([row @ part for row, part in zip(rows, parts, strict=True)])
         return Forecast(weights[-1] + ahead)
 
-    return Forecaster(_nothing_to_fit, forecast)
+    return Forecaster(nothing_to_fit, forecast)
 
 
 def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:
@@ -166,34 +169,37 @@ def rank1() -> Forecaster:
     return _modal(weights_of_saves)
 
 
-def dmd(rank: int = 3) -> Forecaster:
-    r"""Dynamic mode decomposition of each tensor: the steps d_k on its leading modes follow d_{k+1} = A d_k.
+def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
+    r"""Dynamic mode decomposition of each tensor: its leading modes c_k follow a linear map to a fixed point.
 
-    .. math:: A = \arg\min \sum_k |d_{k+1} - A d_k|^2, \qquad A \leftarrow A / \max(1, \rho(A))
+    .. math:: c_{k+1} = A c_k + b, \qquad (A, b) = \arg\min \sum_k |c_{k+1} - A c_k - b|^2, \qquad
+       A \leftarrow A / \max(1, \rho(A))
 
-    so that A is no expansion, with its spectral radius rho(A) as the 64th root of the norm of the 64th power (arXiv
-    2006.02361, per tensor).
+    over the saves from `start` (a share of the prefix) on, so that A is no expansion; its spectral radius rho(A) is the
+    64th root of the norm of the 64th power (arXiv 2006.02361, per tensor).
     """
 
     def weights_of_saves(gram, prefix, horizon):
-        coordinates, modes = _modes(gram, min(rank, len(gram) - 1))
-        steps = jnp.diff(coordinates, axis=0)
-        before, after = steps[:-1], steps[1:]
-        square = before.T @ before
+        inside = (prefix.step >= start * prefix.step[-1]).astype(gram.dtype)
+        centre = inside[:, None] * (jnp.eye(len(gram)) - inside / inside.sum())
+        coordinates, modes = _modes(centre @ gram @ centre.T, min(rank, len(gram) - 1))
+        before, after, pair = coordinates[:-1], coordinates[1:], (inside[:-1] * inside[1:])[:, None]
+        mean_before, mean_after = ((pair * c).sum(0) / jnp.maximum(pair.sum(), 1) for c in (before, after))
+        deviation = pair * (before - mean_before)
+        square = deviation.T @ deviation
         ridge = (1e-6 * jnp.trace(square) + 1e-12) * jnp.eye(len(square))
-        operator = jnp.linalg.solve(square + ridge, before.T @ after)
+        operator = jnp.linalg.solve(square + ridge, deviation.T @ (after - mean_after))
         power = jax.lax.fori_loop(0, 6, lambda _, power: power @ power, operator)
         operator = operator / jnp.maximum(jnp.linalg.norm(power) ** (1 / 64), 1.0)
         num_ahead = _saves_ahead(prefix, horizon)
 
-        def walk(k, carry):
-            step, total = carry
-            step = step @ operator
-            return step, total + jnp.clip(num_ahead - k, 0, 1) * step  # an incomplete last save counts in part
+        def walk(k, c):
+            share = jnp.clip(num_ahead - k, 0, 1)  # an incomplete last save counts in part
+            return c + share * ((c - mean_before) @ operator + mean_after - c)
 
-        bound = jnp.ceil(num_ahead).astype(jnp.int32)
-        _, total = jax.lax.fori_loop(0, bound, walk, (steps[-1], jnp.zeros_like(steps[-1])))
-        return total @ modes
+        last = coordinates[-1]
+        end = jax.lax.fori_loop(0, jnp.ceil(num_ahead).astype(jnp.int32), walk, last)
+        return (end - last) @ modes @ centre
 
     return _modal(weights_of_saves, per_tensor=True)
 

@@ -32,6 +32,8 @@ class Recipe(NamedTuple):
       head: "coordinate" (coefficients for every weight) or "tensor" (for every tensor: cheap, and nearly as good).
       widths: of the field's network.
       fractions: shares of a run that are observed in training.
+      withheld: parts of the record that are hidden in turn from half of the windows, so that the field learns to do
+        without: what another optimizer does not have, or a user did not record.
       num_steps, batch_size, peak_rate: of the fit in weight space, by AdamW on a cosine.
       share_now: share of pairs that start at the last observed save; the others start beyond it.
       share_final: share of pairs that end at the end of the run; the others end before it.
@@ -45,8 +47,13 @@ class Recipe(NamedTuple):
     head: str = "coordinate"
     widths: tuple[int, ...] = (96, 96)
     fractions: tuple[float, ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
+    withheld: tuple[tuple[str, ...], ...] = (
+        ("mu", "trace"),
+        ("state",),
+        ("state", "gradient", "loss", "mean_weights"),
+    )
     num_steps: int = 3000
-    batch_size: int = 4096
+    batch_size: int = 2048
     peak_rate: float = 2e-3
     share_now: float = 0.75
     share_final: float = 0.5
@@ -140,20 +147,21 @@ def _from_context(recipe, params, context, now, horizon) -> Forecast:
     return Forecast(weights, weights - margin, weights + margin)
 
 
-def forecast_windows(recipe: Recipe, params: Params, windows: Windows) -> Forecast:
-    """Forecasts of the end of every window's run, [windows, dim], in one compiled call for all optimizers of a layout."""
+def forecast_windows(recipe: Recipe, params: Params, windows: Windows, save: int = -1) -> Forecast:
+    """Forecasts of a save of every window's run, by default its end, [windows, dim], in one compiled call for all saves and
+    all optimizers of a layout."""
     # Only these choices matter once a field is fitted; the others would only make it compile again.
     objective = "velocity" if recipe.objective == "velocity" else "flow_map"
     recipe = Recipe(objective, recipe.head, recipe.widths, solver_steps=recipe.solver_steps)
-    return _forecast_windows(recipe, params._replace(layouts=()), windows)
+    return _forecast_windows(recipe, params._replace(layouts=()), windows, save)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forecast_windows(recipe, params, windows):
+def _forecast_windows(recipe, params, windows, save):
     def one(window):
         context, run, last = window
-        now, final = (windows.moment(run, save) for save in (last, -1))
-        return _from_context(recipe, params, context, now, final)
+        now, then = (windows.moment(run, k) for k in (last, save))
+        return _from_context(recipe, params, context, now, then)
 
     return jax.lax.map(one, (windows.context, windows.run, windows.last), batch_size=8)
 
@@ -178,7 +186,7 @@ def _fit(
         raise ValueError(
             f"losses: expected one for each of the {len(runs)} batches of runs, got {losses and len(losses)}"
         )
-    windows = cut_all(runs, recipe.fractions)
+    windows = cut_all(runs, recipe.fractions, recipe.withheld)
     key_init, key_fit, key_function = jax.random.split(key, 3)
     layouts = tuple(dict.fromkeys(part.layout for part in runs))
     options = {"mesh": mesh, "progress": progress}
@@ -291,19 +299,30 @@ def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tu
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def calibrate(recipe: Recipe, params: Params, windows: Sequence[Windows], held_out: Sequence[Array]) -> Params:
+def calibrate(
+    recipe: Recipe,
+    params: Params,
+    windows: Sequence[Windows],
+    held_out: Sequence[np.ndarray],
+    groups: Sequence[Sequence] | None = None,
+) -> Params:
     r"""Gives a field its intervals, forecast +- q * expected error, by split-conformal calibration.
 
-    .. math:: q = \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \right)
+    .. math:: q = \max_g \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \mid g \right)
 
     Args:
       recipe, params: the field.
       windows: of runs that it was not fitted to.
       held_out: for each of them, indices of the windows to calibrate on.
+      groups: for each of them, a label of each of these windows; the intervals then cover the given share of the weights in
+        the worst group, not only in the mean. By default all are one group.
     """
-    unit, ratios = params._replace(half_width=jnp.ones(())), []
-    for part, rows in zip(windows, held_out, strict=True):
+    unit, ratios = params._replace(half_width=jnp.ones(())), {}
+    for k, (part, rows) in enumerate(zip(windows, held_out, strict=True)):
         forecast = forecast_windows(recipe, unit, part)
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
-        ratios.append((error / np.asarray(forecast.upper - forecast.weights))[np.asarray(rows)].ravel())
-    return params._replace(half_width=jnp.float32(np.quantile(np.concatenate(ratios), recipe.coverage)))
+        ratio = error / np.asarray(forecast.upper - forecast.weights)
+        for i, row in enumerate(np.asarray(rows)):
+            ratios.setdefault(None if groups is None else groups[k][i], []).append(ratio[row])
+    quantiles = [np.quantile(np.concatenate(group), recipe.coverage) for group in ratios.values()]
+    return params._replace(half_width=jnp.float32(max(quantiles)))

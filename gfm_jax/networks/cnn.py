@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["CNN"]
 
-DENSE_PIXELS = 64  # up to this size of an image a convolution is cheaper as one dense matrix product
+DENSE_PIXELS = 64  # up to this size of an image a convolution is cheaper as dense products along its rows
 
 
 class CNN(nn.Module):
@@ -38,8 +38,9 @@ class CNN(nn.Module):
 class Conv3x3(nn.Module):
     """A 3x3 convolution of [batch, height, width, channels].
 
-    Mapped over many sets of weights, a convolution becomes a grouped one, which is slow on every device. Small images
-    are therefore multiplied by the matrix that the convolution is: D[(x, c), (y, f)] = sum_t T[x, y, t] K[t, c, f].
+    Mapped over many sets of weights, a convolution becomes a grouped one, which is slow on every device. Rows of small
+    images are therefore multiplied by the matrix that the convolution is along a row: three input rows to one output
+    row, D[(i, x, c), (y, f)] = sum_j T[j, x, y] K[i, j, c, f].
     """
 
     features: int
@@ -54,27 +55,24 @@ class Conv3x3(nn.Module):
             padding = [(self.padding, self.padding)] * 2
             dims = ("NHWC", "HWIO", "NHWC")
             return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims) + bias
-        reach = _reach(height, width, self.padding).astype(x.dtype)
-        matrix = jnp.einsum("xyt,tcf->xcyf", reach, kernel.reshape(9, channels, self.features))
-        y = x.reshape(batch, -1) @ matrix.reshape(height * width * channels, -1)
-        grow = 2 * self.padding - 2
-        return y.reshape(batch, height + grow, width + grow, self.features) + bias
+        along_row = _along_row(width, self.padding).astype(x.dtype)
+        matrix = jnp.einsum("jxy,ijcf->ixcyf", along_row, kernel).reshape(3 * width * channels, -1)
+        num_rows, num_columns = height + 2 * self.padding - 2, along_row.shape[-1]
+        rows = jnp.pad(x, ((0, 0), (self.padding, self.padding), (0, 0), (0, 0))).reshape(batch, -1, width * channels)
+        rows = jnp.concatenate([rows[:, i : i + num_rows] for i in range(3)], axis=-1)
+        y = rows.reshape(batch * num_rows, -1) @ matrix
+        return y.reshape(batch, num_rows, num_columns, self.features) + bias
 
 
 @functools.lru_cache
-def _reach(height, width, padding):
-    """T[x, y, t] = 1 where output pixel y sees input pixel x through tap t of the kernel."""
-    rows, columns = height + 2 * padding - 2, width + 2 * padding - 2
-    reach = np.zeros((height, width, rows, columns, 3, 3), np.float32)
-    for row, column, i, j in np.ndindex(rows, columns, 3, 3):
-        x_row, x_column = row + i - padding, column + j - padding
-        if 0 <= x_row < height and 0 <= x_column < width:
-            reach[x_row, x_column, row, column, i, j] = 1
-    return reach.reshape(height * width, rows * columns, 9)
+def _along_row(width, padding):
+    """T[j, x, y] = 1 where output column y sees input column x through column j of the kernel."""
+    j, x, y = np.ogrid[:3, :width, : width + 2 * padding - 2]
+    return np.asarray(x == y + j - padding, np.float32)
 
 
 def max_pool(x):
     """Maximum over disjoint 2x2 squares of [..., height, width, channels]; an odd last row or column is dropped."""
-    *batch, height, width, channels = x.shape
-    x = x[..., : height // 2 * 2, : width // 2 * 2, :]
-    return x.reshape(*batch, height // 2, 2, width // 2, 2, channels).max((-4, -2))
+    height, width = (size // 2 * 2 for size in x.shape[-3:-1])
+    x = jnp.maximum(x[..., 0:height:2, :, :], x[..., 1:height:2, :, :])
+    return jnp.maximum(x[..., 0:width:2, :], x[..., 1:width:2, :])

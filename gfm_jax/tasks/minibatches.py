@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-__all__ = ["minibatch_indices"]
+from gfm_jax.base import Task
+
+__all__ = ["branched", "minibatch_indices"]
 
 
 def minibatch_indices(key: Array, num_examples: int, batch_size: int, num_steps: int) -> Int[Array, "steps batch"]:
@@ -27,6 +29,23 @@ def minibatch_indices(key: Array, num_examples: int, batch_size: int, num_steps:
         return order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
 
     return jax.vmap(epoch)(jnp.arange(num_epochs)).reshape(-1, batch_size)[:num_steps]
+
+
+def branched(task: Task) -> Task:
+    """The same task, but runs of one key draw different minibatches from some step on.
+
+    Its `variety`: `branch`, an integer, and `branch_step`, the step from which runs of different branches part ways. What
+    they still have in common at the end is all that a forecast from before that step can know.
+    """
+
+    def draws(key, num_steps, variety):
+        rest = {name: value for name, value in variety.items() if not name.startswith("branch")}
+        key_of_branch = jax.random.fold_in(key, 1 + variety["branch"])
+        common, own = (task.draws(k, num_steps, rest) for k in (key, key_of_branch))
+        before = jnp.arange(num_steps) < variety["branch_step"]
+        return jax.tree.map(lambda a, b: jnp.where(before.reshape(-1, *[1] * (a.ndim - 1)), a, b), common, own)
+
+    return task._replace(draws=draws)
 
 
 def _permutation(key, n):

@@ -1,5 +1,7 @@
 """Linear and logistic regression on synthetic data, the setting in which the end of training can be worked out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,7 +9,7 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Task
 from gfm_jax.tasks.minibatches import minibatch_indices
 
-__all__ = ["gradient_descent_end", "linear_regression", "logistic_regression"]
+__all__ = ["gradient_descent_end", "heavy_ball_end", "least_squares", "linear_regression", "logistic_regression"]
 
 
 def linear_regression(
@@ -23,17 +25,23 @@ def linear_regression(
       noise: standard deviation of the targets' noise.
       batch_size: examples a step; None for all of them.
     """
-    half = lambda prediction, y: 0.5 * (prediction - y) ** 2
-    return _regression(key, num_examples, dim, noise, batch_size, half, lambda score, key: score)
+    return _regression(key, num_examples, dim, noise, batch_size, _half_square, lambda score, key: score)
 
 
 def logistic_regression(
     key: Array, num_examples: int = 256, dim: int = 8, *, noise: float = 0.1, batch_size: int | None = None
 ) -> Task:
     r"""Classification of y in {0, 1}, drawn from sigmoid(X w^* + noise), by its log-likelihood; arguments as above."""
-    likelihood = lambda score, y: jnp.logaddexp(0.0, score) - y * score
     label = lambda score, key: jax.random.bernoulli(key, jax.nn.sigmoid(score)).astype(score.dtype)
-    return _regression(key, num_examples, dim, noise, batch_size, likelihood, label)
+    return _regression(key, num_examples, dim, noise, batch_size, _logistic, label)
+
+
+def _half_square(prediction, y):
+    return 0.5 * (prediction - y) ** 2
+
+
+def _logistic(score, y):
+    return jnp.logaddexp(0.0, score) - y * score
 
 
 def _regression(key, num_examples, dim, noise, batch_size, loss_of, label_of):
@@ -49,6 +57,12 @@ def _regression(key, num_examples, dim, noise, batch_size, loss_of, label_of):
         score = inputs @ true + noise * jax.random.normal(key_noise, (num_examples,))
         return inputs, label_of(score, key_label)
 
+    data = dict(zip(("train", "validation", "test"), map(split, keys), strict=True))
+    return Task(data, *_functions(num_examples, dim, batch_size, loss_of))
+
+
+@functools.cache  # problems of one shape share their functions, so that recording a second one compiles nothing
+def _functions(num_examples, dim, batch_size, loss_of):
     def init(key, variety=None):
         return (variety or {}).get("init_scale", 1.0) * jax.random.normal(key, (dim,))
 
@@ -67,8 +81,14 @@ def _regression(key, num_examples, dim, noise, batch_size, loss_of, label_of):
         inputs, targets = split
         return {"loss": loss_of(inputs @ weights, targets).mean()}
 
-    data = dict(zip(("train", "validation", "test"), map(split, keys), strict=True))
-    return Task(data, init, draws, loss, evaluate)
+    return init, draws, loss, evaluate
+
+
+def least_squares(task: Task) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+    r"""The minimum and the Hessian of a linear regression: w^* = H^{-1} X^T y / N, H = X^T X / N."""
+    inputs, targets = task.data["train"]
+    hessian = inputs.T @ inputs / len(inputs)
+    return jnp.linalg.solve(hessian, inputs.T @ targets / len(inputs)), hessian
 
 
 def gradient_descent_end(
@@ -78,8 +98,26 @@ def gradient_descent_end(
 
     .. math:: w_m = w^* + (I - lr H)^m (w_0 - w^*), \qquad H = X^\top X / N
     """
-    inputs, targets = task.data["train"]
-    hessian = inputs.T @ inputs / len(inputs)
-    minimum = jnp.linalg.solve(hessian, inputs.T @ targets / len(inputs))
+    minimum, hessian = least_squares(task)
     values, vectors = jnp.linalg.eigh(hessian)
     return minimum + vectors @ ((1 - learning_rate * values) ** num_steps * (vectors.T @ (weights - minimum)))
+
+
+def heavy_ball_end(
+    task: Task, weights: Float[Array, " dim"], learning_rate: float, decay: float, num_steps: int
+) -> Float[Array, " dim"]:
+    r"""Where full-batch gradient descent with momentum on a linear regression ends, in closed form.
+
+    .. math:: \begin{pmatrix} e \\ v \end{pmatrix}_{k+1} = \begin{pmatrix} 1 - lr\,h & -lr\,\beta \\ h & \beta
+       \end{pmatrix} \begin{pmatrix} e \\ v \end{pmatrix}_k
+
+    for every eigenvalue h of the Hessian, with e the distance to the minimum along it and v optax's trace, 0 at first.
+    """
+    minimum, hessian = least_squares(task)
+    values, vectors = jnp.linalg.eigh(hessian)
+
+    def along(h, e):
+        companion = jnp.array([[1 - learning_rate * h, -learning_rate * decay], [h, decay]])
+        return jnp.linalg.matrix_power(companion, num_steps)[0, 0] * e
+
+    return minimum + vectors @ jax.vmap(along)(values, vectors.T @ (weights - minimum))

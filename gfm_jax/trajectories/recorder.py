@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Task, Trajectory
-from gfm_jax.pytrees import layout_of, ravel
+from gfm_jax.pytrees import layout_of, place, ravel
 
 __all__ = ["PARTS", "record", "record_many", "save_steps"]
 
@@ -74,7 +74,7 @@ def record(
     """
     _check(optimizer, saves, keep, learning_rate.shape)
     weights, draws = _start(key, task, learning_rate.shape[-1], variety)
-    return _train(weights, draws, task, optimizer, learning_rate, saves, keep, dtype)
+    return _train(weights, draws, task.loss, task.data, optimizer, learning_rate, saves, keep, dtype)
 
 
 def _start(key, task, num_steps, variety):
@@ -82,15 +82,15 @@ def _start(key, task, num_steps, variety):
     return task.init(key_init, variety), task.draws(key_draws, num_steps, variety)
 
 
-def _train(weights, draws, task, optimizer, learning_rate, saves, keep, dtype):
+def _train(weights, draws, loss, data, optimizer, learning_rate, saves, keep, dtype):
     transform = optimizer(lambda count: learning_rate[count])
-    gradient_of = jax.value_and_grad(task.loss)
+    gradient_of = jax.value_and_grad(loss)
     want_mean, want_gradient = "mean_weights" in keep, "gradient" in keep
 
     def step(k, carry):
         weights, state, sums = carry
         draw = jax.tree.map(lambda leaf: leaf[k], draws)
-        loss, gradient = gradient_of(weights, task.data, draw)
+        loss, gradient = gradient_of(weights, data, draw)
         updates, state = transform.update(gradient, state, weights)
         weights = optax.apply_updates(weights, updates)
         return weights, state, jax.tree.map(jnp.add, sums, summed(loss, gradient, weights))
@@ -211,16 +211,17 @@ def record_many(
     functions, saves, keep = task._replace(data=None), tuple(int(step) for step in saves), tuple(keep)
     if mesh is not None:
         over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-        keys, learning_rate, variety = jax.device_put((keys, learning_rate, variety), over_runs)
+        keys, learning_rate, variety = place((keys, learning_rate, variety), over_runs)
     weights, draws = _start_many(functions, learning_rate.shape[-1], mesh, keys, variety)
-    static = (functions, optimizer, saves, keep, jnp.dtype(dtype), chunk, mesh)
+    static = (task.loss, optimizer, saves, keep, jnp.dtype(dtype), chunk, mesh)
     return _train_many(static, task.data, weights, draws, learning_rate)
 
 
-# Two compiled calls, so that all optimizers of one task share the first, which takes as long to compile as the second.
+# Two compiled calls, so that all optimizers of one task share the first. It runs once a recording, and optimising it
+# would take longer than running it: with random numbers to draw, compilers spend seconds on it.
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options={"xla_backend_optimization_level": 1})
 def _start_many(task, num_steps, mesh, keys, variety):
     start = lambda runs: jax.lax.map(lambda run: _start(run[0], task, num_steps, run[1]), runs)
     return _over_runs(start, mesh)((keys, variety))
@@ -228,10 +229,10 @@ def _start_many(task, num_steps, mesh, keys, variety):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train_many(static, data, weights, draws, learning_rate):
-    functions, optimizer, saves, keep, dtype, chunk, mesh = static
+    loss, optimizer, saves, keep, dtype, chunk, mesh = static
 
     def train(data, runs):
-        one = lambda run: _train(run[0], run[1], functions._replace(data=data), optimizer, run[2], saves, keep, dtype)
+        one = lambda run: _train(run[0], run[1], loss, data, optimizer, run[2], saves, keep, dtype)
         num_runs = runs[2].shape[0]
         return jax.vmap(one)(runs) if chunk is None or chunk >= num_runs else jax.lax.map(one, runs, batch_size=chunk)
 

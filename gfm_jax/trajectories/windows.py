@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+# Contexts are made once, and would take longer to optimise than to make.
+QUICK = {"xla_backend_optimization_level": 1}
+
+
 class Windows(NamedTuple):
     """Runs of one layout, each observed up to several saves.
 
@@ -135,20 +139,26 @@ def check_prefix(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layout]
     return prefix
 
 
-def cut(runs: Trajectory, fractions: Sequence[float], *, chunk: int = 64) -> Windows:
-    """Windows of a batch of runs of one layout, one a run and fraction.
+def cut(
+    runs: Trajectory, fractions: Sequence[float], *, withheld: Sequence[Sequence[str]] = (), chunk: int = 64
+) -> Windows:
+    """Windows of a batch of runs of one layout: one a run and fraction, and with `withheld` one more.
 
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
+      withheld: sets of parts ("gradient", "loss", ...) and slots ("mu", ...) of the record; every fraction is cut once
+        more with one of them hidden, in turn: what is fitted to these windows learns to do without.
       chunk: how many contexts are worked out side by side.
     """
     num_runs = runs.step.shape[0]
-    saves = [save_at(runs, fraction) for fraction in fractions]
     moving = runs._replace(finite=None, layout=None, state=runs.state or None)
-    parts = []
-    for last in saves:
-        seen, distance = _evidence(moving, last, runs.layout)
+    cuts = [(save_at(runs, fraction), moving) for fraction in fractions]
+    if withheld:
+        cuts += [(last, hide(moving, withheld[i % len(withheld)])) for i, (last, _) in enumerate(cuts)]
+    saves, parts = [last for last, _ in cuts], []
+    for last, known in cuts:
+        seen, distance = _evidence(known, last, runs.layout)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     clock = (runs.step, runs.time, jnp.ones_like(runs.time) if runs.learning_rate is None else runs.learning_rate)
@@ -163,9 +173,18 @@ def cut(runs: Trajectory, fractions: Sequence[float], *, chunk: int = 64) -> Win
     )
 
 
-def cut_all(runs: Sequence[Trajectory | Windows], fractions: Sequence[float]) -> list[Windows]:
+def hide(run: Trajectory, names: Sequence[str]) -> Trajectory:
+    """A run, or a batch of them, as if the named parts and slots of the optimizer had not been recorded."""
+    optional = ("mean_weights", "gradient", "state", "learning_rate", "loss")
+    state = {slot: array for slot, array in (run.state or {}).items() if slot not in names}
+    return run._replace(state=state or None)._replace(**{name: None for name in optional if name in names})
+
+
+def cut_all(
+    runs: Sequence[Trajectory | Windows], fractions: Sequence[float], withheld: Sequence[Sequence[str]] = ()
+) -> list[Windows]:
     """Windows of every batch of runs; a batch that is cut already is left as it is."""
-    return [part if isinstance(part, Windows) else cut(part, fractions) for part in runs]
+    return [part if isinstance(part, Windows) else cut(part, fractions, withheld=withheld) for part in runs]
 
 
 def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
@@ -175,24 +194,21 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
       windows: the parts.
       kept: for each part, the indices of the windows to keep.
     """
-    starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
-    return _merge(list(windows), [np.asarray(rows) for rows in kept], starts)
-
-
-@jax.jit
-def _merge(windows, kept, starts):
     by_window = ("context", "run", "last", "distance")
+    starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
     parts = []
     for part, rows, start in zip(windows, kept, starts, strict=True):
-        chosen = {name: jax.tree.map(lambda leaf, rows=rows: leaf[rows], getattr(part, name)) for name in by_window}
-        parts.append(part._replace(**chosen)._replace(run=part.run[rows] + start))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        of_windows = {name: getattr(part, name) for name in by_window}
+        chosen = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], of_windows)
+        chosen["run"] = chosen["run"] + start
+        parts.append(part._replace(**chosen))
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
 
 # Two compiled steps: the first differs from optimizer to optimizer and is cheap to compile, the second is shared.
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
 def _evidence(runs, last, layout):
     def one(run):
         weights = run.weights.astype(jnp.float32)
@@ -201,7 +217,7 @@ def _evidence(runs, last, layout):
     return jax.vmap(one)(runs)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)
 def _context(seen, layout, chunk):
     return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
 

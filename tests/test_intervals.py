@@ -1,0 +1,68 @@
+"""Intervals: calibrated on runs that were not fitted to, they cover what they say."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfm_jax.base import Trajectory
+from gfm_jax.methods import forecast_windows, gradient_flow_matching
+from gfm_jax.methods.gradient_flow_matching import calibrate
+from gfm_jax.pytrees import layout_of
+from gfm_jax.trajectories import cut
+
+SAVES, DIM = 21, 64
+
+
+def random_walks(key, num_runs, spread=1.0):
+    """Weights whose steps are Gaussian: what comes after the prefix is known to be Gaussian around its last save."""
+    steps = spread * jax.random.normal(key, (num_runs, SAVES - 1, DIM))
+    weights = jnp.concatenate([jnp.zeros((num_runs, 1, DIM)), jnp.cumsum(steps, 1)], 1)
+    clock = jnp.broadcast_to(jnp.arange(SAVES), (num_runs, SAVES))
+    return Trajectory(clock, 0.1 * clock, weights, layout=layout_of({"w": jnp.zeros(DIM)}))
+
+
+@functools.cache
+def walker():
+    forecaster = gradient_flow_matching("flow_map", num_steps=600, batch_size=512, widths=(32,), withheld=())
+    keys = jax.random.split(jax.random.key(0), 3)
+    recipe = forecaster.fit.args[0]
+    params = forecaster.fit(keys[0], [random_walks(keys[1], 64)])
+    return recipe, params, cut(random_walks(keys[2], 64), (0.5,))
+
+
+def coverage(recipe, params, windows):
+    forecast, end = forecast_windows(recipe, params, windows), windows.weights[windows.run, -1]
+    return float(jnp.mean((forecast.lower <= end) & (end <= forecast.upper)))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_covers_a_known_gaussian(share):
+    recipe, params, windows = walker()
+    recipe = recipe._replace(coverage=share)
+    calibrated = calibrate(recipe, params, [windows], [np.arange(64)])
+    fresh = cut(random_walks(jax.random.key(9), 128), (0.5,))
+    assert abs(coverage(recipe, calibrated, fresh) - share) < 0.03
+    # The steps are independent: the best forecast is the last save, and its error sqrt(10) times a step, known exactly.
+    forecast = forecast_windows(recipe, calibrated, fresh)
+    quantile = {0.5: 0.6745, 0.9: 1.6449}[share]
+    half_width = float(jnp.mean(forecast.upper - forecast.weights))
+    assert abs(half_width / (quantile * np.sqrt(10.0)) - 1) < 0.15
+
+
+def test_covers_the_worst_group():
+    recipe, params, _ = walker()
+    # The second half of every run is rougher than its first in one group only: its errors are larger than foretold.
+    calm, rough = random_walks(jax.random.key(3), 40), random_walks(jax.random.key(4), 40)
+    after = jnp.where(jnp.arange(SAVES)[:, None] > 10, 3.0, 1.0)
+    last = rough.weights[:, 10:11]
+    rough = rough._replace(weights=jnp.where(after > 1, last + 3 * (rough.weights - last), rough.weights))
+    windows = [cut(runs, (0.5,)) for runs in (calm, rough)]
+    rows, labels = [np.arange(40)] * 2, [["calm"] * 40, ["rough"] * 40]
+    pooled = calibrate(recipe, params, windows, rows)
+    grouped = calibrate(recipe, params, windows, rows, labels)
+    assert coverage(recipe, pooled, windows[1]) < 0.87
+    assert abs(coverage(recipe, grouped, windows[1]) - 0.9) < 0.01
+    assert coverage(recipe, grouped, windows[0]) > 0.97
