@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ def fit(
     average: float = 0.99,
     chunk: int = 200,
     folder: str | pathlib.Path | None = None,
+    save_every: float = 30.0,
     mesh: jax.sharding.Mesh | None = None,
     progress: str | None = None,
 ) -> Fitted:
@@ -59,6 +61,7 @@ def fit(
       average: decay of the running average of the parameters, in [0, 1).
       chunk: steps in one compiled call, between two looks at the outside world.
       folder: where to leave checkpoints, and to resume from what a killed fit left.
+      save_every: seconds between two checkpoints, which are left after a chunk; the end is always saved.
       mesh: devices to split each batch over, along its first axis.
       progress: a name for the progress bar; None for no bar.
 
@@ -81,6 +84,7 @@ def fit(
     start = 0
     if folder is not None:
         start, state = _restore(folder, state)
+    saved = time.monotonic()
     losses = np.full(num_steps, np.nan, np.float32)
     bar = tqdm(total=num_steps, initial=start, desc=progress, disable=progress is None, leave=False)
     while start < num_steps:
@@ -92,8 +96,9 @@ def fit(
         start += length
         bar.update(length)
         bar.set_postfix(loss=f"{losses[start - length : start].mean():.4g}")
-        if folder is not None:
+        if folder is not None and (start == num_steps or time.monotonic() > saved + save_every):
             _save(folder, start, state)
+            saved = time.monotonic()
     bar.close()
     last, _, averaged = state
     return Fitted(averaged, last, losses)

@@ -42,7 +42,8 @@ def coverage(recipe, params, windows):
 def test_covers_a_known_gaussian(share):
     recipe, params, windows = walker()
     recipe = recipe._replace(coverage=share)
-    calibrated = calibrate(recipe, params, [windows], [np.arange(64)])
+    calibrated, (told,) = calibrate(recipe, params, [windows], [np.arange(64)])
+    np.testing.assert_allclose(told.upper, forecast_windows(recipe, calibrated, windows).upper, rtol=1e-5, atol=1e-5)
     fresh = cut(random_walks(jax.random.key(9), 128), (0.5,))
     assert abs(coverage(recipe, calibrated, fresh) - share) < 0.03
     # The steps are independent: the best forecast is the last save, and its error sqrt(10) times a step, known exactly.
@@ -61,8 +62,8 @@ def test_covers_the_worst_group():
     rough = rough._replace(weights=jnp.where(after > 1, last + 3 * (rough.weights - last), rough.weights))
     windows = [cut(runs, (0.5,)) for runs in (calm, rough)]
     rows, labels = [np.arange(40)] * 2, [["calm"] * 40, ["rough"] * 40]
-    pooled = calibrate(recipe, params, windows, rows)
-    grouped = calibrate(recipe, params, windows, rows, labels)
+    pooled, _ = calibrate(recipe, params, windows, rows)
+    grouped, _ = calibrate(recipe, params, windows, rows, labels)
     assert coverage(recipe, pooled, windows[1]) < 0.87
     assert abs(coverage(recipe, grouped, windows[1]) - 0.9) < 0.01
     assert coverage(recipe, grouped, windows[0]) > 0.97

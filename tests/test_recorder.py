@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import small_task
 
 from gfm_jax.pytrees import ravel
@@ -194,3 +196,13 @@ def test_save_steps_bad_input():
         save_steps(10, 11)
     with pytest.raises(ValueError, match="spacing"):
         save_steps(10, 5, "cubic")
+
+
+@given(st.integers(1, 2000), st.floats(0, 1), st.sampled_from(["even", "log"]))
+def test_saves_are_where_they_must_be(num_steps, share, spacing):
+    num_saves = 1 + round(share * (num_steps - 1))
+    saves = save_steps(num_steps, num_saves, spacing)
+    assert len(saves) == num_saves + 1
+    assert saves[0] == 0
+    assert saves[-1] == num_steps
+    assert (np.diff(saves) > 0).all()

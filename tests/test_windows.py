@@ -158,12 +158,12 @@ def test_bad_prefixes():
 
 def test_what_is_withheld_is_not_seen():
     runs = small_runs()
-    windows = cut(runs, (0.2, 0.5), withheld=(("mu",), ("state", "gradient")))
-    assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 4
-    assert windows.last.tolist() == [4] * 6 + [10] * 6 + [4] * 6 + [10] * 6
+    windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
+    assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
+    assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [14] * 6
     flags = np.asarray(windows.context.run[:, 4:7])  # mu, nu, trace
-    np.testing.assert_array_equal(flags[[0, 6, 12, 18]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
-    expected = cut(hidden, (0.5,)).context
-    np.testing.assert_allclose(windows.context.directions[18:], expected.directions, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(windows.context.coordinate[18:], expected.coordinate, rtol=1e-5, atol=1e-5)
+    expected = cut(hidden, (0.7,)).context
+    np.testing.assert_allclose(windows.context.directions[24:], expected.directions, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(windows.context.coordinate[24:], expected.coordinate, rtol=1e-5, atol=1e-5)

@@ -95,7 +95,8 @@ def forecast_cohort(
     last = save_at(cohort.runs, prefix)
     runs = (prefix_of(cohort.runs, last), horizon_at(cohort.runs, save))
     program = _forecast_quickly_compiled if simple else _forecast_well_compiled
-    return jax.block_until_ready(program(tuple(forecasters.items()), cohort.runs.layout, params, runs))
+    found = jax.block_until_ready(program(tuple(forecasters.items()), cohort.runs.layout, params, runs))
+    return {name: found[name] for name in forecasters}  # in the order asked for, which jit does not keep
 
 
 def _forecast_all(forecasters, layout, params, runs):

@@ -40,10 +40,9 @@ def chart(arrays):
                 axis.plot([0, seeds.mean()], [y, y], lw=1, color=color, alpha=0.4)
             axis.axvline(arrays[f"{metric}/persistence/{prefix}"][:, inside].mean(), color="k", lw=0.6, ls=":")
             top = 2.0 if metric == "rel_mse" else 2 * arrays[f"{metric}/persistence/{prefix}"][:, inside].mean()
-            axis.set(xlim=(0, top), yticks=range(len(rows)), yticklabels=rows)
+            axis.set(xlim=(0, top), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows)
             axis.set_title(split if i == 0 else "")
             axis.set_xlabel({"rel_mse": "relative squared error", "test_loss": "test loss"}[metric])
-            axis.invert_yaxis()
     figure.suptitle(
         f"{prefix:.0%} of the run observed (dotted: persistence; beyond the right edge: worse than twice that)"
     )

@@ -71,15 +71,12 @@ def learn(config, train: list[Cohort], groups: list[Cohort], judges: list[Judge]
             start = flow_map if row == "gfm_function_space" else None
             fitted = forecaster.fit(key, windows, losses, start=start, **about(row))
             flow_map = fitted if row == "gfm_flow_map" else flow_map
-            fitted = _calibrated(forecaster, fitted, groups, test)
+            fitted, forecasts = _calibrated(forecaster, fitted, groups, test)
+            cost = {"seconds": _seconds(forecaster, fitted, test[config.prefixes[-1]][-1])}
+            for prefix, of_groups in forecasts.items():
+                made[row, prefix] = [(forecast, cost) for forecast in of_groups]
             if row == "gfm_flow_map":
                 last = Fields(forecaster.fit.args[0], fitted)
-            for prefix in config.prefixes:
-                for group, part in zip(groups, test[prefix], strict=True):
-                    begin = time.perf_counter()
-                    forecast = jax.block_until_ready(forecast_windows(forecaster.fit.args[0], fitted, part))
-                    cost = {"seconds": (time.perf_counter() - begin) / len(group.specs)}
-                    made.setdefault((row, prefix), []).append((forecast, cost))
         for prefix in config.prefixes:
             made["gfm_gated", prefix] = [
                 _gate(gates[i], {row: ledger.forecasts[row, prefix][i] for row in GATED_ROWS}, best)
@@ -111,7 +108,7 @@ def _predictors(config) -> tuple[dict[str, Forecaster], dict[str, Forecaster]]:
 
 
 def _calibrated(forecaster, fitted, groups: list[Cohort], test: dict[float, list[Windows]]):
-    """Intervals from the validation runs; they cover in every cell of optimizer, learning rate and prefix."""
+    """Intervals from the validation runs, in every cell of optimizer, learning rate and prefix; and all forecasts."""
     windows, rows, labels = [], [], []
     for prefix, parts in test.items():
         for group, part in zip(groups, parts, strict=True):
@@ -119,7 +116,16 @@ def _calibrated(forecaster, fitted, groups: list[Cohort], test: dict[float, list
             windows.append(part)
             rows.append(np.array(chosen, int))
             labels.append([(prefix, group.specs[i].optimizer, group.specs[i].peak_rate) for i in chosen])
-    return calibrate(forecaster.fit.args[0], fitted, windows, rows, labels)
+    fitted, forecasts = calibrate(forecaster.fit.args[0], fitted, windows, rows, labels)
+    num = len(groups)
+    return fitted, {prefix: forecasts[i * num : (i + 1) * num] for i, prefix in enumerate(test)}
+
+
+def _seconds(forecaster, fitted, windows: Windows) -> float:
+    """Of one run's forecast once its context is there, from a second call for a whole cohort."""
+    begin = time.perf_counter()
+    jax.block_until_ready(forecast_windows(forecaster.fit.args[0], fitted, windows))
+    return (time.perf_counter() - begin) / len(windows.run)
 
 
 GATED_ROWS = ("persistence", "lawa", "lawa_quarter", "lawa_half_log")

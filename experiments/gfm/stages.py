@@ -1,6 +1,7 @@
 """The stages of the experiment: record, forecast the simple ways, learn, forecast, report."""
 
 import pathlib
+import shutil
 import time
 
 from tqdm.auto import tqdm
@@ -65,6 +66,7 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     folder.save_arrays(arrays)
     draw_all(folder.path, arrays)
     folder.finish("Forecasting where training runs end", command)
+    shutil.rmtree(folder.path / "checkpoints")  # they served a run that might have been stopped
     print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
 
 

@@ -69,7 +69,8 @@ def arrays_of(ledger: Ledger, groups: list[Cohort], prefixes, flow_map: Fields) 
         for metric in METRICS:
             runs = [np.concatenate([getattr(r, metric) for r in results]) for results in seeds]
             arrays[f"{metric}/{row}/{prefix}"] = np.stack(runs)
-    arrays["rows"] = np.array(list(dict.fromkeys(row for row, _ in ledger.scores)))
+    rows = dict.fromkeys(row for row, _ in ledger.scores)
+    arrays["rows"] = np.array([*(row for row in rows if row != "oracle_final"), "oracle_final"])
     arrays["split"] = np.array([spec.split for group in groups for spec in group.specs])
     group, prefix = next(group for group in groups if any(spec.split == "seed" for spec in group.specs)), prefixes[0]
     inside = np.flatnonzero([spec.split == "seed" for spec in group.specs])

@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
       head: "coordinate" (coefficients for every weight) or "tensor" (for every tensor: cheap, and nearly as good).
       widths: of the field's network.
       fractions: shares of a run that are observed in training.
-      withheld: parts of the record that are hidden in turn from half of the windows, so that the field learns to do
+      withheld: parts of the record that are hidden in turn from a third of the windows, so that the field learns to do
         without: what another optimizer does not have, or a user did not record.
       num_steps, batch_size, peak_rate: of the fit in weight space, by AdamW on a cosine.
       share_now: share of pairs that start at the last observed save; the others start beyond it.
@@ -210,7 +210,7 @@ def _fit(
     if not calibration:
         return params
     held_out = cut_all(calibration, recipe.fractions)
-    return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])
+    return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
 
 
 @functools.cache  # so that a second fit of the same recipe compiles nothing
@@ -305,7 +305,7 @@ def calibrate(
     windows: Sequence[Windows],
     held_out: Sequence[np.ndarray],
     groups: Sequence[Sequence] | None = None,
-) -> Params:
+) -> tuple[Params, list[Forecast]]:
     r"""Gives a field its intervals, forecast +- q * expected error, by split-conformal calibration.
 
     .. math:: q = \max_g \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \mid g \right)
@@ -316,13 +316,17 @@ def calibrate(
       held_out: for each of them, indices of the windows to calibrate on.
       groups: for each of them, a label of each of these windows; the intervals then cover the given share of the weights in
         the worst group, not only in the mean. By default all are one group.
+
+    Returns:
+      The field with its intervals, and its forecasts of the ends of all windows.
     """
     unit, ratios = params._replace(half_width=jnp.ones(())), {}
-    for k, (part, rows) in enumerate(zip(windows, held_out, strict=True)):
-        forecast = forecast_windows(recipe, unit, part)
+    forecasts = [forecast_windows(recipe, unit, part) for part in windows]
+    for k, (part, forecast, rows) in enumerate(zip(windows, forecasts, held_out, strict=True)):
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
         ratio = error / np.asarray(forecast.upper - forecast.weights)
         for i, row in enumerate(np.asarray(rows)):
             ratios.setdefault(None if groups is None else groups[k][i], []).append(ratio[row])
-    quantiles = [np.quantile(np.concatenate(group), recipe.coverage) for group in ratios.values()]
-    return params._replace(half_width=jnp.float32(max(quantiles)))
+    q = jnp.float32(max(np.quantile(np.concatenate(group), recipe.coverage) for group in ratios.values()))
+    widened = [Forecast(mean, mean + q * (lower - mean), mean + q * (upper - mean)) for mean, lower, upper in forecasts]
+    return params._replace(half_width=q), widened

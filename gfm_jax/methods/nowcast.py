@@ -76,13 +76,13 @@ def wnn(**schooling) -> Forecaster:
 
 
 def lstm(**schooling) -> Forecaster:
-    """An LSTM over a weight's history."""
-    return _nowcaster(Sequence(LSTM()), Schooling(**schooling))
+    """An LSTM over a weight's history, at half as many points as the others see: each costs it more."""
+    return _nowcaster(Sequence(LSTM(width=16)), Schooling(**{"num_points": 8} | schooling))
 
 
 def transformer(**schooling) -> Forecaster:
-    """A Transformer over a weight's history."""
-    return _nowcaster(Sequence(Transformer()), Schooling(**schooling))
+    """A Transformer over a weight's history, at half as many points as the others see: each costs it more."""
+    return _nowcaster(Sequence(Transformer(width=16)), Schooling(**{"num_points": 8} | schooling))
 
 
 def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:

@@ -142,20 +142,20 @@ def check_prefix(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layout]
 def cut(
     runs: Trajectory, fractions: Sequence[float], *, withheld: Sequence[Sequence[str]] = (), chunk: int = 64
 ) -> Windows:
-    """Windows of a batch of runs of one layout: one a run and fraction, and with `withheld` one more.
+    """Windows of a batch of runs of one layout: one a run and fraction, and with `withheld` some more.
 
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
-      withheld: sets of parts ("gradient", "loss", ...) and slots ("mu", ...) of the record; every fraction is cut once
-        more with one of them hidden, in turn: what is fitted to these windows learns to do without.
+      withheld: sets of parts ("gradient", "loss", ...) and slots ("mu", ...) of the record; every second fraction is cut
+        once more with one of them hidden, in turn: what is fitted to these windows learns to do without.
       chunk: how many contexts are worked out side by side.
     """
     num_runs = runs.step.shape[0]
     moving = runs._replace(finite=None, layout=None, state=runs.state or None)
     cuts = [(save_at(runs, fraction), moving) for fraction in fractions]
     if withheld:
-        cuts += [(last, hide(moving, withheld[i % len(withheld)])) for i, (last, _) in enumerate(cuts)]
+        cuts += [(last, hide(moving, withheld[i % len(withheld)])) for i, (last, _) in enumerate(cuts[::2])]
     saves, parts = [last for last, _ in cuts], []
     for last, known in cuts:
         seen, distance = _evidence(known, last, runs.layout)
