@@ -89,8 +89,8 @@ def fit(
     bar = tqdm(total=num_steps, initial=start, desc=progress, disable=progress is None, leave=False)
     while start < num_steps:
         length = min(chunk, num_steps - start)
-        state, taken = _take_steps((loss, sample, optimizer, average, length, mesh), key, state, data, start)
-        losses[start : start + length] = taken
+        state, taken = _take_steps((loss, sample, optimizer, average, chunk, mesh), key, state, data, start, length)
+        losses[start : start + length] = taken[:length]
         if not np.isfinite(losses[start + length - 1]):
             raise FloatingPointError(f"loss: {losses[start + length - 1]} after {start + length} steps")
         start += length
@@ -105,11 +105,13 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _take_steps(static, key, state, data, start):
-    loss, sample, optimizer, average, length, mesh = static
+def _take_steps(static, key, state, data, start, length):
+    """`length` steps, at most `chunk`, from step `start` on; the losses of the others are NaN. One program for any length."""
+    loss, sample, optimizer, average, chunk, mesh = static
 
-    def step(state, k):
-        params, opt_state, averaged = state
+    def step(i, carry):
+        (params, opt_state, averaged), losses = carry
+        k = start + i
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
         batch = sample(key_batch, data)
         if mesh is not None:
@@ -120,9 +122,9 @@ def _take_steps(static, key, state, data, start):
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(average, (1 + k) / (10 + k))
         averaged = optax.incremental_update(params, averaged, 1 - decay)
-        return (params, opt_state, averaged), value
+        return (params, opt_state, averaged), losses.at[i].set(value)
 
-    return jax.lax.scan(step, state, start + jnp.arange(length))
+    return jax.lax.fori_loop(0, length, step, (state, jnp.full(chunk, jnp.nan, jnp.float32)))
 
 
 # --- checkpoints: the only lines that know orbax, imported when a folder is given, since it takes a second ------------

@@ -36,6 +36,7 @@ def save_steps(num_steps: int, num_saves: int, spacing: str = "even") -> np.ndar
     if spacing == "even":
         return np.round(np.linspace(0, num_steps, num_saves + 1)).astype(np.int32)
     steps = np.round(np.geomspace(1, num_steps, num_saves)).astype(np.int32)
+    steps[-1] = num_steps  # also where it is the only one
     steps = np.maximum.accumulate(steps - np.arange(num_saves)) + np.arange(num_saves)
     steps = np.minimum(steps, num_steps - np.arange(num_saves)[::-1])
     return np.concatenate([[0], steps]).astype(np.int32)
