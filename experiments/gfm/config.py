@@ -29,8 +29,10 @@ class Config:
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
-    field_steps: int = 3000
+    field_steps: int = 6000
     function_steps: int = 500
+    function_images: int = 1152
+    """Training images on which the field in function space is fitted."""
     nowcast_steps: int = 400
     synthetic: tuple[str, ...] = ("gd", "momentum", "rmsprop", "adam")
     """Optimizers of the linear regressions."""
@@ -55,6 +57,7 @@ PRESETS = {
         fit_seeds=1,
         field_steps=60,
         function_steps=20,
+        function_images=128,
         nowcast_steps=20,
         synthetic=("gd",),
         synthetic_steps=20,
@@ -71,6 +74,7 @@ PRESETS = {
         train_seeds=40,
         field_steps=20_000,
         function_steps=2000,
+        function_images=2048,
         nowcast_steps=5000,
         synthetic_steps=2000,
         batch_rows=16_384,

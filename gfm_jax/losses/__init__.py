@@ -1,6 +1,19 @@
 """Losses: what a model of the dynamics is fitted to."""
 
-from gfm_jax.losses.displacement import function_space_loss, laplace_nll, relative_l1, relative_squared_error
+from gfm_jax.losses.displacement import (
+    function_space_loss,
+    laplace_nll,
+    relative_huber,
+    relative_l1,
+    relative_squared_error,
+)
 from gfm_jax.losses.flow_matching import flow_matching_loss
 
-__all__ = ["flow_matching_loss", "function_space_loss", "laplace_nll", "relative_l1", "relative_squared_error"]
+__all__ = [
+    "flow_matching_loss",
+    "function_space_loss",
+    "laplace_nll",
+    "relative_huber",
+    "relative_l1",
+    "relative_squared_error",
+]

@@ -4,14 +4,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
-__all__ = ["function_space_loss", "laplace_nll", "relative_l1", "relative_squared_error"]
+__all__ = ["function_space_loss", "laplace_nll", "relative_huber", "relative_l1", "relative_squared_error"]
 
 
 def relative_l1(forecast, target, weight: Float[Array, "*n"]) -> Float[Array, ""]:
     r"""Mean absolute error, each run at its own scale: mean sqrt(weight) |forecast - target|."""
     return jnp.mean(jnp.sqrt(weight) * jnp.abs(forecast - target))
+
+
+def relative_huber(forecast, target, weight: Float[Array, "*n"]) -> Float[Array, ""]:
+    r"""Mean of Huber's loss, u^2 / 2 for |u| < 1 and |u| - 1/2 beyond, of u = sqrt(weight) (forecast - target).
+
+    A mean of squares for what is foretold well, it does not follow the weights that are not.
+    """
+    return jnp.mean(optax.losses.huber_loss(jnp.sqrt(weight) * (forecast - target)))
 
 
 def laplace_nll(log_scale, error) -> Float[Array, ""]:

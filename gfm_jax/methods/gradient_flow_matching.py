@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Context, Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.fields import FieldParams, Move, init_field, jump, move
-from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_l1
+from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
         ("state",),
         ("state", "gradient", "loss", "mean_weights"),
     )
-    num_steps: int = 3000
+    num_steps: int = 6000
     batch_size: int = 2048
     peak_rate: float = 2e-3
     share_now: float = 0.75
@@ -77,7 +77,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
     r"""A forecaster that learns the optimizer-aware field of training.
 
     .. math:: \text{velocity}: \; \min_\theta E\,\omega|v_\theta(x_t, t) - \dot x_t|^2, \quad
-       \text{flow map}: \; \min_\theta E\,\sqrt\omega\,|X_{s,t}(x_s) - x_t|
+       \text{flow map}: \; \min_\theta E\,\mathrm{huber}(\sqrt\omega\,(X_{s,t}(x_s) - x_t))
 
     with x the displacement since the last observed save, on the piecewise-linear interpolant of the recorded run, and the
     sum of learning rates as the clock.
@@ -225,7 +225,7 @@ def _weight_space(recipe):
             return flow_matching_loss(velocity, target, weight), {}
         forecast, log_error = displacement(recipe, field, step)
         error = jax.lax.stop_gradient(forecast - target)
-        return relative_l1(forecast, target, weight) + 0.02 * laplace_nll(log_error, error), {}
+        return relative_huber(forecast, target, weight) + 0.02 * laplace_nll(log_error, error), {}
 
     return sample, loss, _optimizer(recipe.peak_rate, recipe.num_steps)
 

@@ -1,15 +1,18 @@
-"""What an observed prefix says about where each weight is going."""
+"""What an observed prefix says about where each weight is going: candidate directions, and features of every part."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
+from gfm_jax.trajectories.evidence import Evidence, evidence
 
-__all__ = ["DIRECTIONS", "Evidence", "context", "evidence", "line_weights", "observe"]
+__all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 
 DIRECTIONS = (
     *(f"since_{j}_8" for j in range(8)),  # displacement since each eighth of the prefix
@@ -21,33 +24,8 @@ DIRECTIONS = (
     "optimizer",  # the optimizer's own direction
     "descent",  # against the gradient
 )
+POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
 TINY = 1e-12
-
-
-class Evidence(NamedTuple):
-    """The saves up to `last`, and the optimizer's view of that moment; what was not recorded is zero, and so flagged.
-
-    Attributes:
-      step, time: the clocks of all saves; those not seen stand still.
-      seen: which saves were observed.
-      moved: weights less the last observed weights; zero where not seen.
-      origin: the last observed weights.
-      average: mean over the last eighth of the prefix.
-      optimizer, descent: the optimizer's own direction, and the negative gradient.
-      second_moment: the running mean of squared gradients.
-      run: features of the run.
-    """
-
-    step: Float[Array, " saves"]
-    time: Float[Array, " saves"]
-    seen: Bool[Array, " saves"]
-    moved: Float[Array, "saves dim"]
-    origin: Float[Array, " dim"]
-    average: Float[Array, " dim"]
-    optimizer: Float[Array, " dim"]
-    descent: Float[Array, " dim"]
-    second_moment: Float[Array, " dim"]
-    run: Float[Array, " features"]
 
 
 def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) -> Float[Array, " saves"]:
@@ -67,6 +45,21 @@ def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) 
     return centred / jnp.maximum(centred @ centred, TINY)
 
 
+class _Tensors(NamedTuple):
+    """Means over the tensors of a layout, [..., dim] -> [tensors, ...], and the way back, [tensors, ...] -> [..., dim]."""
+
+    mean: Callable[[Array], Array]
+    rms: Callable[[Array], Array]
+    spread_out: Callable[[Array], Array]
+
+
+def _tensors(layout: Layout) -> _Tensors:
+    segment, stops = jnp.asarray(segment_ids(layout)), np.cumsum(layout.sizes)
+    slices = [slice(stop - size, stop) for stop, size in zip(stops, layout.sizes, strict=True)]
+    mean = lambda x: jnp.stack([x[..., tensor].mean(-1) for tensor in slices])
+    return _Tensors(mean, lambda x: jnp.sqrt(mean(x**2)), lambda x: x[segment].T)
+
+
 def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Context:
     """The context of a run observed up to save `last`; nothing later is read.
 
@@ -83,78 +76,23 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
     return context(evidence(run, last), run.layout)
 
 
-def evidence(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Evidence:
-    """Whatever was recorded up to save `last`, in one form; arguments and errors as for `observe`."""
-    if run.weights is None or run.layout is None:
-        raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
-    saves, dim = run.weights.shape
-    if saves < 2:
-        raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
-    if run.layout.dim != dim:
-        raise ValueError(f"run: its layout describes {run.layout.dim} weights, but it has {dim}")
-    last = saves - 1 if last is None else last
-    seen = jnp.arange(saves) <= last
-    at_last = lambda array: array[last].astype(jnp.float32)
-    zero = jnp.zeros(dim)
-
-    origin = at_last(run.weights)
-    moved = jnp.where(seen[:, None], run.weights.astype(jnp.float32) - origin, 0)
-    step, time = (jnp.where(seen, clock, clock[last]).astype(jnp.float32) for clock in (run.step, run.time))
-    progress = step / step[last]
-    eighth = seen & (progress > 7 / 8)
-    if run.mean_weights is not None:  # the mean over all steps of the eighth, not over its saves alone
-        to_average = jnp.where(eighth[:, None], run.mean_weights.astype(jnp.float32) - origin, 0)
-    else:
-        to_average = jnp.where(eighth[:, None], moved, 0)
-
-    state = run.state or {}
-    gradient = zero if run.gradient is None else at_last(run.gradient)
-    second_moment = at_last(state["nu"]) if "nu" in state else zero
-    first_moment = next((at_last(state[name]) for name in ("mu", "trace") if name in state), gradient)
-    preconditioner = jnp.sqrt(second_moment) + 1e-8 if "nu" in state else 1.0
-
-    one = jnp.ones(saves)
-    log_loss = jnp.log((one if run.loss is None else run.loss.astype(jnp.float32)) + 1e-6)
-    rate = one if run.learning_rate is None else run.learning_rate.astype(jnp.float32)
-    half, late = (jnp.argmin(jnp.abs(progress - fraction)) for fraction in (0.5, 0.875))
-    flags = ["mu" in state, "nu" in state, "trace" in state, run.gradient is not None, run.loss is not None]
-    features = [
-        log_loss[last],
-        log_loss[last] - log_loss[half],
-        log_loss[last] - log_loss[late],
-        rate[last] * step[last] / jnp.maximum(time[last], TINY),
-        *flags,
-    ]
-    return Evidence(
-        step=step,
-        time=time,
-        seen=seen,
-        moved=moved,
-        origin=origin,
-        average=to_average.sum(0) / eighth.sum(),
-        optimizer=-first_moment / preconditioner,
-        descent=-gradient,
-        second_moment=second_moment,
-        run=jnp.stack([jnp.asarray(feature, jnp.float32) for feature in features]),
-    )
-
-
 def context(seen: Evidence, layout: Layout) -> Context:
     """The context that the evidence gives: directions, and features of every coordinate, tensor and run.
 
-    The directions that come from the saves are linear in them, so that all are one product A(step, time) @ moved.
-    """
-    segment = jnp.asarray(segment_ids(layout))
-    sizes = jnp.asarray(layout.sizes, jnp.float32)
-    per_tensor = lambda x: jax.ops.segment_sum(x.T, segment, len(sizes)) / sizes.reshape(-1, *[1] * (x.ndim - 1))
-    rms = lambda x: jnp.sqrt(per_tensor(x**2))
-    spread_out = lambda x: x[segment].T
+    Args:
+      seen: what was observed.
+      layout: of its weights.
 
+    Returns:
+      The context. The directions that come from the saves are linear in them: one product A(step, time) @ moved.
+    """
+    tensors = _tensors(layout)
     last = seen.seen.sum() - 1
     progress = jnp.where(seen.seen, seen.step / seen.step[last], jnp.inf)
+    inside = lambda start: (seen.seen & (progress >= start)).astype(jnp.float32)
+
     past = jnp.array([jnp.argmin(jnp.abs(progress - j / 8)) for j in range(8)])
     past = jnp.concatenate([past, jnp.maximum(last - jnp.array([1, 2]), 0)])
-    inside = lambda start: (seen.seen & (progress >= start)).astype(jnp.float32)
     saves = jnp.concatenate(
         [
             -jax.nn.one_hot(past, len(seen.step)),
@@ -162,46 +100,35 @@ def context(seen: Evidence, layout: Layout) -> Context:
             line_weights(seen.time / seen.time[last], inside(1 / 2))[None],
         ]
     )
-    combined = jnp.concatenate([saves @ seen.moved, seen.average[None]])
-
-    scale = jnp.maximum(rms(combined[4]), TINY)
-    optimizer = jnp.stack([seen.optimizer, seen.descent])
-    of_unit_size = optimizer / jnp.maximum(spread_out(rms(optimizer)), TINY)
-    directions = jnp.concatenate([combined / spread_out(scale), of_unit_size])
+    moved = jnp.concatenate([saves @ seen.moved, seen.average[None]])
+    scale = jnp.maximum(tensors.rms(moved[4]), TINY)
+    by_optimizer = jnp.stack([seen.optimizer, seen.descent])
+    of_unit_size = by_optimizer / jnp.maximum(tensors.spread_out(tensors.rms(by_optimizer)), TINY)
+    directions = jnp.concatenate([moved / tensors.spread_out(scale), of_unit_size])
 
     steps = jnp.diff(seen.moved, axis=0)
     recent = (inside(1 / 2)[:-1] * seen.seen[1:])[:, None]
     mean_step = (recent * steps).sum(0) / recent.sum()
     noise = jnp.sqrt((recent * (steps - mean_step) ** 2).sum(0) / recent.sum())
+
     ends = jnp.stack([seen.origin, seen.moved[0] + seen.origin])
-    log_ratio = lambda a, b: jnp.log((a + 1e-3 * b + TINY) / (b + TINY))
     relative = jnp.stack([noise, jnp.sqrt(seen.second_moment)])
     coordinate = [
         jnp.arcsinh(directions),
-        ends / jnp.maximum(spread_out(rms(ends)), TINY)[:1],
-        log_ratio(relative, spread_out(rms(relative))),
+        ends / jnp.maximum(tensors.spread_out(tensors.rms(ends)), TINY)[:1],
+        _log_ratio(relative, tensors.spread_out(tensors.rms(relative))),
+        jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
     ]
-
-    until = jnp.concatenate([combined[0:8:2], jnp.zeros_like(combined[:1])])
-    quarters = until[:-1] - until[1:]
-    lengths = rms(quarters)
-    pairs = [
-        (quarters[3], quarters[2]),
-        (quarters[2] + quarters[3], quarters[0] + quarters[1]),
-        (combined[8], combined[9] - combined[8]),
-        (seen.optimizer, combined[4]),
-        (seen.descent, combined[4]),
-    ]
-    left, right = (jnp.stack(side) for side in zip(*pairs, strict=True))
-    cosines = per_tensor(left * right) / (rms(left) * rms(right) + TINY)
     tensor = [
-        jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
-        log_ratio(lengths[:, 1:], lengths[:, :-1]),
-        cosines,
-        log_ratio(rms(noise), scale)[:, None],
+        jnp.log((scale + TINY) / (tensors.rms(seen.origin) + TINY))[:, None],
+        _turns(seen, moved, tensors),
+        _log_ratio(tensors.rms(noise), scale)[:, None],
+        _log_ratio(_speeds(seen, steps, progress, tensors), scale[:, None]),
+        _autocorrelation(steps, recent, tensors)[:, None],
         _kind_and_depth(layout),
-        jnp.log(sizes)[:, None],
+        jnp.log(jnp.asarray(layout.sizes, jnp.float32))[:, None],
     ]
+    segment = jnp.asarray(segment_ids(layout))
     return Context(
         coordinate=jnp.concatenate(coordinate).T,
         tensor=jnp.concatenate(tensor, axis=-1),
@@ -211,6 +138,61 @@ def context(seen: Evidence, layout: Layout) -> Context:
         origin=seen.origin,
         segment=segment,
     )
+
+
+def _log_ratio(a, b):
+    return jnp.log((a + 1e-3 * b + TINY) / (b + TINY))
+
+
+def _of_units(x, layout):
+    """Of [k, dim] displacements: for each weight of a matrix [inputs, outputs] the root mean square and the mean over the
+    weights of its output unit, and over those of its input unit; zero for vectors. [4 k, dim]."""
+    parts, start = [], 0
+    for size, shape in zip(layout.sizes, layout.shapes, strict=True):
+        own = x[:, start : start + size]
+        start += size
+        if len(shape) < 2:
+            parts.append(jnp.zeros((4 * len(x), size)))
+            continue
+        own = own.reshape(len(x), -1, shape[-1])
+        rms = lambda axis, own=own: jnp.sqrt((own**2).mean(axis, keepdims=True))
+        mean = lambda axis, own=own: own.mean(axis, keepdims=True)
+        means = [rms(1), mean(1), rms(2), mean(2)]
+        parts.append(jnp.concatenate([jnp.broadcast_to(m, own.shape).reshape(len(x), size) for m in means]))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _turns(seen, moved, tensors):
+    """How the displacements of the four quarters of the prefix compare in length, and where they point. [tensors, 8]."""
+    until = jnp.concatenate([moved[0:8:2], jnp.zeros_like(moved[:1])])
+    quarters = until[:-1] - until[1:]
+    lengths = tensors.rms(quarters)
+    pairs = [
+        (quarters[3], quarters[2]),
+        (quarters[2] + quarters[3], quarters[0] + quarters[1]),
+        (moved[8], moved[9] - moved[8]),
+        (seen.optimizer, moved[4]),
+        (seen.descent, moved[4]),
+    ]
+    left, right = (jnp.stack(side) for side in zip(*pairs, strict=True))
+    cosines = tensors.mean(left * right) / (tensors.rms(left) * tensors.rms(right) + TINY)
+    return jnp.concatenate([_log_ratio(lengths[:, 1:], lengths[:, :-1]), cosines], axis=-1)
+
+
+def _speeds(seen, steps, progress, tensors):
+    """Root mean square speed, per length of the prefix, of the last two segments and of shares of the prefix. [tensors, 5]."""
+    squares = tensors.mean(steps**2) / jnp.maximum(jnp.diff(seen.step), 1e-3) ** 2
+    last, until = seen.seen.sum() - 1, progress[1:]
+    save = jnp.arange(1, len(progress))
+    shares = [until > 7 / 8, (until > 3 / 4) & (until <= 7 / 8), until > 1 / 2]
+    when = jnp.stack([save == last, save == last - 1, *(share & seen.seen[1:] for share in shares)]).astype(jnp.float32)
+    return jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)) * seen.step[last]
+
+
+def _autocorrelation(steps, recent, tensors):
+    """Of each tensor, how far successive steps agree: negative where the run oscillates. [tensors]."""
+    successive = (recent[1:] * recent[:-1] * steps[1:] * steps[:-1]).sum(0)
+    return tensors.mean(successive) / (tensors.mean((recent * steps**2).sum(0)) + TINY)
 
 
 def _kind_and_depth(layout):

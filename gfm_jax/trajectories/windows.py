@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
-from gfm_jax.trajectories.context import context, evidence
+from gfm_jax.trajectories.context import context
+from gfm_jax.trajectories.evidence import evidence
 
 __all__ = [
     "Pairs",
