@@ -9,7 +9,14 @@ import pytest
 
 from gfm_jax.base import Interpolant
 from gfm_jax.fields import jump, velocity_of
-from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_l1, relative_squared_error
+from gfm_jax.losses import (
+    flow_matching_loss,
+    function_space_loss,
+    laplace_nll,
+    relative_huber,
+    relative_l1,
+    relative_squared_error,
+)
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.tasks import quadratic
@@ -109,6 +116,8 @@ def test_losses_in_numbers():
     assert float(relative_squared_error(origin, origin, target)) == 1.0
     assert float(relative_squared_error(target, origin, target)) == 0.0
     assert float(relative_l1(jnp.array([1.0, 5.0]), jnp.array([0.0, 3.0]), jnp.array([4.0, 1.0]))) == 2.0
+    # u = 1/2 is squared, u = 2 is not: (1/8 + 3/2) / 2
+    assert float(relative_huber(jnp.array([0.25, 5.0]), jnp.array([0.0, 3.0]), jnp.array([4.0, 1.0]))) == 0.8125
     value = function_space_loss(lambda w: jnp.sum(w), jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0]), target, 0.0)
     assert float(value) == pytest.approx(np.log(1.001 / 2.001), rel=1e-5)
     far = function_space_loss(lambda w: jnp.float32(1.0), jnp.array([99.0, 0.0]), origin, target, 0.5)

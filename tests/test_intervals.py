@@ -67,3 +67,28 @@ def test_covers_the_worst_group():
     assert coverage(recipe, pooled, windows[1]) < 0.87
     assert abs(coverage(recipe, grouped, windows[1]) - 0.9) < 0.01
     assert coverage(recipe, grouped, windows[0]) > 0.97
+
+
+def test_a_width_for_every_horizon():
+    """What was foretold too well at one prefix does not widen the intervals of another; between them they are on a line."""
+    recipe, params, _ = walker()
+    runs = random_walks(jax.random.key(5), 64)
+    near = runs._replace(
+        weights=runs.weights.at[:, 17:].set(
+            runs.weights[:, 16:17] + 4 * (runs.weights[:, 17:] - runs.weights[:, 16:17])
+        )
+    )
+    windows = [cut(runs, (0.5,)), cut(near, (0.8,))]
+    calibrated, _ = calibrate(recipe, params, windows, [np.arange(64)] * 2)
+    np.testing.assert_allclose(calibrated.half_width.ahead, [0.2, 0.7], atol=0.01)
+    for part in windows:
+        assert abs(coverage(recipe, calibrated, part) - 0.9) < 0.02
+    early = cut(random_walks(jax.random.key(6), 128), (0.5,))
+    assert abs(coverage(recipe, calibrated, early) - 0.9) < 0.03
+    middle = cut(runs, (0.65,))
+    unit = calibrated._replace(half_width=calibrated.half_width._replace(value=jnp.ones(2)))
+    widths = [
+        np.asarray(f.upper - f.weights) for f in (forecast_windows(recipe, p, middle) for p in (calibrated, unit))
+    ]
+    expected = np.interp(np.log(20 / 13), *calibrated.half_width)
+    np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)

@@ -66,6 +66,44 @@ def test_the_unit_of_length_does_not_matter():
         np.testing.assert_allclose(getattr(small, part), getattr(large, part), rtol=2e-3, atol=2e-3)
 
 
+def test_the_names_of_hidden_units_do_not_matter():
+    """Permuting the hidden units of a network permutes what is known of its weights, and nothing else."""
+    rng = np.random.default_rng(4)
+    layout = Layout(("a/bias", "a/kernel", "b/kernel"), ((4,), (3, 4), (4, 2)))
+    order = np.array([2, 0, 3, 1])
+    index = np.concatenate([np.arange(4)[order], 4 + np.arange(12).reshape(3, 4)[:, order].ravel(),
+                            16 + np.arange(8).reshape(4, 2)[order].ravel()])  # fmt: skip
+    weights = rng.normal(size=(17, layout.dim)).cumsum(0)
+    plain, permuted = (observe(run_of(w)._replace(layout=layout)) for w in (weights, weights[:, index]))
+    for part in ("coordinate", "directions", "scale"):
+        np.testing.assert_allclose(getattr(plain, part)[index], getattr(permuted, part), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(plain.tensor, permuted.tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_unit_is_seen_in_all_its_weights():
+    """Only the weights into one hidden unit move: those out of it, and the other units, can tell."""
+    layout = Layout(("a/kernel",), ((3, 4),))
+    weights = np.zeros((17, 3, 4))
+    weights[:, :2, 1] = np.arange(17)[:, None]  # two of the three weights into unit 1
+    seen = observe(run_of(weights.reshape(17, 12))._replace(layout=layout))
+    into, mean_into, out_of, mean_out_of = np.sinh(np.asarray(seen.coordinate).reshape(3, 4, -1)[..., -12::3]).T
+    scale = np.sqrt(2 / 12)  # root mean square over the tensor of a displacement of one
+    np.testing.assert_allclose(into.T[:, 1], np.sqrt(2 / 3) / scale, rtol=1e-4)
+    np.testing.assert_allclose(mean_into.T[:, 1], 2 / 3 / scale, rtol=1e-4)
+    np.testing.assert_allclose(into.T[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(out_of.T[0], 0.5 / scale, rtol=1e-4)
+    np.testing.assert_allclose(mean_out_of.T[0], 0.25 / scale, rtol=1e-4)
+    np.testing.assert_allclose(out_of.T[2], 0, atol=1e-6)
+
+
+def test_oscillation_shows():
+    """Successive steps agree on a straight path and are opposed on one that turns round at every save."""
+    straight, turning = (observe(run_of(np.outer(path, [1.0, 2.0]))) for path in (np.arange(33), np.arange(33) % 2))
+    autocorrelation = -4  # before kind, depth and size
+    assert straight.tensor[0, autocorrelation] == pytest.approx(1, abs=0.1)
+    assert turning.tensor[0, autocorrelation] == pytest.approx(-1, abs=0.1)
+
+
 def test_weights_alone_are_enough():
     run = first(small_runs())
     bare = run._replace(mean_weights=None, gradient=None, state=None, learning_rate=None, loss=None)
@@ -161,7 +199,7 @@ def test_what_is_withheld_is_not_seen():
     windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
     assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [14] * 6
-    flags = np.asarray(windows.context.run[:, 4:7])  # mu, nu, trace
+    flags = np.asarray(windows.context.run[:, 9:12])  # mu, nu, trace
     np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
     expected = cut(hidden, (0.7,)).context

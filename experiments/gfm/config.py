@@ -18,18 +18,24 @@ class Config:
     """Networks of the runs to learn from; one more is held out."""
     optimizers: tuple[str, ...] = ("sgd", "momentum", "adam", "adamw")
     """Optimizers of the runs to learn from; RMSprop is held out."""
+    more_networks: tuple[str, ...] = ("deep",)
+    """Networks only to learn from, with these optimizers."""
+    more_optimizers: tuple[str, ...] = ("lion", "adam_95")
+    """Optimizers only to learn from, with these networks: their steps stay long while the gradient becomes small."""
     num_steps: int = 800
     num_saves: int = 80
     batch_size: int = 64
     train_seeds: int = 5
     """Training runs of every network, optimizer, learning rate and schedule."""
+    more_seeds: int = 3
+    """The same of the networks and optimizers only to learn from."""
     prefixes: tuple[float, ...] = (0.2, 0.5)
     """Shares of a run that are observed."""
     histories: tuple[str, ...] = ("lfd2", "introspection", "wnn", "lstm", "transformer")
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
-    field_steps: int = 6000
+    field_steps: int = 9000
     function_steps: int = 500
     function_images: int = 1152
     """Training images on which the field in function space is fitted."""
@@ -52,6 +58,8 @@ PRESETS = {
         train_seeds=1,
         networks=("mlp",),
         optimizers=("sgd",),
+        more_networks=(),
+        more_optimizers=(),
         prefixes=(0.5,),
         histories=("lfd2",),
         fit_seeds=1,
@@ -72,6 +80,7 @@ PRESETS = {
         num_saves=100,
         batch_size=128,
         train_seeds=40,
+        more_seeds=20,
         field_steps=20_000,
         function_steps=2000,
         function_images=2048,

@@ -19,21 +19,23 @@ def noise_floor(config, tasks, folder, num_branches: int = 5) -> None:
     """
     network = config.networks[0]
     task = branched(tasks[network])
-    for optimizer in tqdm(config.optimizers, desc="noise floor"):
-        peaks = np.repeat(RATES[optimizer][0], num_branches)
-        rates = np.repeat(peaks[:, None], config.num_steps, axis=1)
-        cells = len(RATES[optimizer][0])
-        seeds = np.repeat(10**6 + np.arange(cells), num_branches)
+    for optimizer in tqdm((*config.optimizers, "rmsprop"), desc="noise floor"):
+        peaks = RATES[optimizer][0]
+        shape = (len(config.prefixes), len(peaks), num_branches)  # all of them recorded side by side
+        prefixes, rates, branches = (
+            part.ravel()
+            for part in np.broadcast_arrays(
+                np.array(config.prefixes)[:, None, None], np.array(peaks)[:, None], np.arange(num_branches)
+            )
+        )
+        seeds = 10**6 + np.broadcast_to(np.arange(len(peaks))[:, None], shape).ravel()
+        variety = {"branch": branches, "branch_step": np.round(prefixes * config.num_steps).astype(int)}
+        table = np.repeat(rates[:, None], config.num_steps, axis=1)
+        runs = record_structure(config, task, network, OPTIMIZERS[optimizer], seeds, table, variety)
+        weights = runs.weights[: len(seeds)].reshape(*shape, *runs.weights.shape[1:])
         floors = {}
-        for prefix in config.prefixes:
-            variety = {
-                "branch": np.tile(np.arange(num_branches), cells),
-                "branch_step": np.full(len(peaks), round(prefix * config.num_steps)),
-            }
-            runs = record_structure(config, task, network, OPTIMIZERS[optimizer], seeds, rates, variety)
-            last = save_at(runs, prefix)
-            by_cell = (cells, num_branches, -1)
-            start, end = (runs.weights[: len(seeds), save].reshape(by_cell) for save in (last, -1))
+        for prefix, of_prefix in zip(config.prefixes, weights, strict=True):
+            start, end = of_prefix[:, :, save_at(runs, prefix)], of_prefix[:, :, -1]
             if not np.allclose(start, start[:, :1], rtol=1e-4, atol=1e-5):
                 raise RuntimeError("branches of a run differ before they part")
             parted = end.var(axis=1, ddof=1).sum(-1)

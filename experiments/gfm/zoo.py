@@ -37,6 +37,8 @@ OPTIMIZERS = {
     "momentum": functools.partial(optax.sgd, momentum=0.9),
     "adam": optax.adam,
     "adamw": optax.adamw,
+    "lion": optax.lion,
+    "adam_95": functools.partial(optax.adam, b2=0.95),
     "rmsprop": functools.partial(optax.rmsprop, decay=0.9),
 }
 RATES = {  # optimizer: (grid of the training runs, held out: one between, one above the grid)
@@ -44,11 +46,14 @@ RATES = {  # optimizer: (grid of the training runs, held out: one between, one a
     "momentum": ((0.005, 0.02, 0.08), (0.04, 0.16)),
     "adam": ((0.001, 0.004, 0.016), (0.008, 0.032)),
     "adamw": ((0.001, 0.004, 0.016), (0.008, 0.032)),
+    "lion": ((0.0003, 0.001, 0.003), ()),
+    "adam_95": ((0.001, 0.004, 0.016), ()),
     "rmsprop": ((0.001, 0.002, 0.004, 0.008), ()),
 }
 NETWORKS = {
     "mlp": MLP((32, 10)),
     "cnn": CNN((8, 16)),
+    "deep": MLP((24, 24, 10)),
     "mlp3": MLP((32, 16, 10), activation=nn.gelu),
 }
 
@@ -84,6 +89,9 @@ def run_specs(config) -> list[RunSpec]:
         ("learning_rate", two, four, lambda name: held_out[name][0], 2),
         ("optimizer", two, ("rmsprop",), lambda name: RATES[name][0], 2),
         ("architecture", ("mlp3",), four, lambda name: RATES[name][0], 2),
+        # More to learn from, numbered last, so that the runs of the splits above are those of a smaller zoo.
+        ("train", config.more_networks, four, lambda name: RATES[name][0], config.more_seeds),
+        ("train", two, config.more_optimizers, lambda name: RATES[name][0], config.more_seeds),
     ]
     return [
         RunSpec(split, network, optimizer, rate, schedule, next(seeds))
@@ -105,7 +113,7 @@ def make_tasks(config) -> dict[str, Task]:
     cuts = {"train": slice(0, num_train), "validation": slice(num_train, stop), "test": slice(stop, None)}
     images = (images - images[cuts["train"]].mean()) / images[cuts["train"]].std()
     tasks = {}
-    for name in (*config.networks, "mlp3"):
+    for name in (*config.networks, *config.more_networks, "mlp3"):
         module = NETWORKS[name]
         inputs = images if name.startswith("cnn") else images.reshape(len(images), -1)
         network = Network(functools.partial(_init, module, inputs.shape[1:]), module.apply)

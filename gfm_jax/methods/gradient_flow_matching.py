@@ -58,18 +58,25 @@ class Recipe(NamedTuple):
     share_now: float = 0.75
     share_final: float = 0.5
     function_steps: int = 500
-    function_runs: int = 8
+    function_runs: int = 9
     function_rate: float = 5e-4
-    weight: float = 0.5
+    weight: float = 0.3
     solver_steps: int = 8
     coverage: float = 0.9
 
 
+class HalfWidth(NamedTuple):
+    """Half the width of the intervals in units of the expected error, at horizons log(m/n) in increasing order."""
+
+    ahead: Float[Array, " horizons"]
+    value: Float[Array, " horizons"]
+
+
 class Params(NamedTuple):
-    """The field, the half width of its intervals in units of its expected error, and the layouts that it was fitted to."""
+    """The field, the half width of its intervals, and the layouts that it was fitted to."""
 
     field: FieldParams
-    half_width: Float[Array, ""] | None
+    half_width: HalfWidth | None
     layouts: tuple[Layout, ...]
 
 
@@ -143,7 +150,8 @@ def _from_context(recipe, params, context, now, horizon) -> Forecast:
     weights = context.origin + context.scale * moved
     if params.half_width is None:
         return Forecast(weights)
-    margin = context.scale * params.half_width * jnp.exp(log_error)
+    q = jnp.interp(jnp.log(horizon.step / now.step), *params.half_width)
+    margin = context.scale * q * jnp.exp(log_error)
     return Forecast(weights, weights - margin, weights + margin)
 
 
@@ -308,7 +316,10 @@ def calibrate(
 ) -> tuple[Params, list[Forecast]]:
     r"""Gives a field its intervals, forecast +- q * expected error, by split-conformal calibration.
 
-    .. math:: q = \max_g \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \mid g \right)
+    .. math:: q(m/n) = \max_g \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \mid g, m/n \right)
+
+    with n the last observed step and m that of the end, at the ratios m/n that the windows have (to one decimal of their
+    logarithm), and on lines between them.
 
     Args:
       recipe, params: the field.
@@ -320,13 +331,21 @@ def calibrate(
     Returns:
       The field with its intervals, and its forecasts of the ends of all windows.
     """
-    unit, ratios = params._replace(half_width=jnp.ones(())), {}
+    unit, ratios = params._replace(half_width=HalfWidth(jnp.zeros(1), jnp.ones(1))), {}
     forecasts = [forecast_windows(recipe, unit, part) for part in windows]
+    aheads = [
+        np.asarray(jnp.log(part.moment(part.run, -1).step / part.moment(part.run, part.last).step)) for part in windows
+    ]
     for k, (part, forecast, rows) in enumerate(zip(windows, forecasts, held_out, strict=True)):
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
         ratio = error / np.asarray(forecast.upper - forecast.weights)
         for i, row in enumerate(np.asarray(rows)):
-            ratios.setdefault(None if groups is None else groups[k][i], []).append(ratio[row])
-    q = jnp.float32(max(np.quantile(np.concatenate(group), recipe.coverage) for group in ratios.values()))
-    widened = [Forecast(mean, mean + q * (lower - mean), mean + q * (upper - mean)) for mean, lower, upper in forecasts]
-    return params._replace(half_width=q), widened
+            group = None if groups is None else groups[k][i]
+            ratios.setdefault(round(float(aheads[k][row]), 1), {}).setdefault(group, []).append(ratio[row])
+    worst = lambda by_group: max(np.quantile(np.concatenate(group), recipe.coverage) for group in by_group.values())
+    half_width = HalfWidth(jnp.array(sorted(ratios)), jnp.array([worst(ratios[ahead]) for ahead in sorted(ratios)]))
+    widened = []
+    for ahead, (mean, lower, upper) in zip(aheads, forecasts, strict=True):
+        q = jnp.interp(ahead, *half_width)[:, None]
+        widened.append(Forecast(mean, mean + q * (lower - mean), mean + q * (upper - mean)))
+    return params._replace(half_width=half_width), widened
