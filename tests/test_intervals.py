@@ -10,6 +10,7 @@ import pytest
 from gfm_jax.base import Trajectory
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
 from gfm_jax.methods.gradient_flow_matching import calibrate
+from gfm_jax.methods.intervals import conformal
 from gfm_jax.pytrees import layout_of
 from gfm_jax.trajectories import cut
 
@@ -92,3 +93,11 @@ def test_a_width_for_every_horizon():
     ]
     expected = np.interp(np.log(20 / 13), *calibrated.half_width)
     np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_calibrations():
+    with pytest.raises(ValueError, match="coverage: expected a share"):
+        conformal([np.ones(3)], [0.7], coverage=90)
+    with pytest.raises(ValueError, match="at least one forecast"):
+        conformal([], [])

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from gfm_jax.base import Context, Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.fields import FieldParams, Move, init_field, jump, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
+from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
@@ -63,13 +64,6 @@ class Recipe(NamedTuple):
     weight: float = 0.3
     solver_steps: int = 8
     coverage: float = 0.9
-
-
-class HalfWidth(NamedTuple):
-    """Half the width of the intervals in units of the expected error, at horizons log(m/n) in increasing order."""
-
-    ahead: Float[Array, " horizons"]
-    value: Float[Array, " horizons"]
 
 
 class Params(NamedTuple):
@@ -150,7 +144,7 @@ def _from_context(recipe, params, context, now, horizon) -> Forecast:
     weights = context.origin + context.scale * moved
     if params.half_width is None:
         return Forecast(weights)
-    q = jnp.interp(jnp.log(horizon.step / now.step), *params.half_width)
+    q = half_width_at(params.half_width, jnp.log(horizon.step / now.step))
     margin = context.scale * q * jnp.exp(log_error)
     return Forecast(weights, weights - margin, weights + margin)
 
@@ -314,12 +308,7 @@ def calibrate(
     held_out: Sequence[np.ndarray],
     groups: Sequence[Sequence] | None = None,
 ) -> tuple[Params, list[Forecast]]:
-    r"""Gives a field its intervals, forecast +- q * expected error, by split-conformal calibration.
-
-    .. math:: q(m/n) = \max_g \mathrm{quantile}_{\text{coverage}} \left( |w_m - \hat w_m| / \hat\sigma \mid g, m/n \right)
-
-    with n the last observed step and m that of the end, at the ratios m/n that the windows have (to one decimal of their
-    logarithm), and on lines between them.
+    """Gives a field its intervals, forecast +- q(m/n) * expected error, by `conformal` calibration.
 
     Args:
       recipe, params: the field.
@@ -331,21 +320,14 @@ def calibrate(
     Returns:
       The field with its intervals, and its forecasts of the ends of all windows.
     """
-    unit, ratios = params._replace(half_width=HalfWidth(jnp.zeros(1), jnp.ones(1))), {}
-    forecasts = [forecast_windows(recipe, unit, part) for part in windows]
-    aheads = [
-        np.asarray(jnp.log(part.moment(part.run, -1).step / part.moment(part.run, part.last).step)) for part in windows
-    ]
-    for k, (part, forecast, rows) in enumerate(zip(windows, forecasts, held_out, strict=True)):
+    forecasts = [forecast_windows(recipe, params._replace(half_width=UNIT), part) for part in windows]
+    aheads = [jnp.log(part.moment(part.run, -1).step / part.moment(part.run, part.last).step) for part in windows]
+    ratios, horizons = [], []
+    for part, forecast, ahead, rows in zip(windows, forecasts, aheads, held_out, strict=True):
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
-        ratio = error / np.asarray(forecast.upper - forecast.weights)
-        for i, row in enumerate(np.asarray(rows)):
-            group = None if groups is None else groups[k][i]
-            ratios.setdefault(round(float(aheads[k][row]), 1), {}).setdefault(group, []).append(ratio[row])
-    worst = lambda by_group: max(np.quantile(np.concatenate(group), recipe.coverage) for group in by_group.values())
-    half_width = HalfWidth(jnp.array(sorted(ratios)), jnp.array([worst(ratios[ahead]) for ahead in sorted(ratios)]))
-    widened = []
-    for ahead, (mean, lower, upper) in zip(aheads, forecasts, strict=True):
-        q = jnp.interp(ahead, *half_width)[:, None]
-        widened.append(Forecast(mean, mean + q * (lower - mean), mean + q * (upper - mean)))
+        ratios += list((error / np.asarray(forecast.upper - forecast.weights))[rows])
+        horizons += np.asarray(ahead)[rows].tolist()
+    labels = None if groups is None else [label for part in groups for label in part]
+    half_width = conformal(ratios, horizons, labels, recipe.coverage)
+    widened = [widen(half_width, ahead, forecast) for ahead, forecast in zip(aheads, forecasts, strict=True)]
     return params._replace(half_width=half_width), widened
