@@ -62,7 +62,7 @@ def test_the_unit_of_length_does_not_matter():
     rng = np.random.default_rng(1)
     weights = rng.normal(size=(9, 6)).cumsum(0)
     small, large = observe(run_of(weights)), observe(run_of(1000 * weights))
-    for part in ("coordinate", "tensor", "directions"):
+    for part in ("coordinate", "tensor", "run", "directions"):
         np.testing.assert_allclose(getattr(small, part), getattr(large, part), rtol=2e-3, atol=2e-3)
 
 
@@ -99,9 +99,26 @@ def test_a_unit_is_seen_in_all_its_weights():
 def test_oscillation_shows():
     """Successive steps agree on a straight path and are opposed on one that turns round at every save."""
     straight, turning = (observe(run_of(np.outer(path, [1.0, 2.0]))) for path in (np.arange(33), np.arange(33) % 2))
-    autocorrelation = -4  # before kind, depth and size
+    autocorrelation = -6  # before two strides, kind, depth and size
     assert straight.tensor[0, autocorrelation] == pytest.approx(1, abs=0.1)
     assert turning.tensor[0, autocorrelation] == pytest.approx(-1, abs=0.1)
+
+
+def test_a_lone_tensor_moves_as_the_whole_does():
+    seen = observe(run_of(np.random.default_rng(5).normal(size=(17, 6)).cumsum(0)))
+    np.testing.assert_allclose(seen.run[-17:], seen.tensor[0, 1:18], rtol=1e-5)
+
+
+def test_levels_of_the_loss():
+    """A loss that halves at every save falls by log 2 times the distance of the shares' middles; nothing later is read."""
+    weights = np.random.default_rng(6).normal(size=(33, 4)).cumsum(0)
+    loss = jnp.where(jnp.arange(33) <= 16, 100 * 2.0 ** -jnp.arange(33.0), jnp.nan)
+    run = run_of(weights)._replace(loss=loss)
+    seen = observe(run, 16)
+    assert bool(jnp.isfinite(seen.run).all())
+    # Saves 5-8, 9-12, 13-14 and 15-16 of 16, in the middle at 6.5, 10.5, 13.5 and 15.5.
+    levels = np.diff(-np.log(2) * np.array([6.5, 10.5, 13.5, 15.5]))
+    np.testing.assert_allclose(seen.run[9:12], levels, rtol=1e-3)
 
 
 def test_weights_alone_are_enough():
@@ -199,7 +216,7 @@ def test_what_is_withheld_is_not_seen():
     windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
     assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [14] * 6
-    flags = np.asarray(windows.context.run[:, 9:12])  # mu, nu, trace
+    flags = np.asarray(windows.context.run[:, -22:-19])  # mu, nu, trace: before two more, and the motion of all weights
     np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
     expected = cut(hidden, (0.7,)).context

@@ -25,9 +25,10 @@ class Config:
     num_steps: int = 800
     num_saves: int = 80
     batch_size: int = 64
-    train_seeds: int = 5
-    """Training runs of every network, optimizer, learning rate and schedule."""
-    more_seeds: int = 3
+    train_seeds: tuple[int, int, int] = (2, 4, 9)
+    """Training runs of every network, optimizer and schedule, at the low, the middle and the high learning rate: the higher
+    the rate, the less one run is like another."""
+    more_seeds: tuple[int, int, int] = (1, 3, 5)
     """The same of the networks and optimizers only to learn from."""
     prefixes: tuple[float, ...] = (0.2, 0.5)
     """Shares of a run that are observed."""
@@ -55,7 +56,7 @@ PRESETS = {
         sizes=(512, 256),
         num_steps=40,
         num_saves=20,
-        train_seeds=1,
+        train_seeds=(1, 1, 1),
         networks=("mlp",),
         optimizers=("sgd",),
         more_networks=(),
@@ -79,8 +80,8 @@ PRESETS = {
         num_steps=5000,
         num_saves=100,
         batch_size=128,
-        train_seeds=40,
-        more_seeds=20,
+        train_seeds=(16, 32, 72),
+        more_seeds=(8, 20, 32),
         field_steps=20_000,
         function_steps=2000,
         function_images=2048,

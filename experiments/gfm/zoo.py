@@ -81,24 +81,24 @@ def run_specs(config) -> list[RunSpec]:
     """The runs of the zoo. Seeds never repeat from split to split, so no two splits share an initialisation."""
     seeds = itertools.count(1000 * config.seed)
     four, two = config.optimizers, config.networks
-    held_out = {name: (high,) for name, (_, high) in RATES.items()}
-    cells = [  # split, networks, optimizers, learning rates, runs a cell
-        ("train", two, four, lambda name: RATES[name][0], config.train_seeds),
-        ("validation", two, four, lambda name: RATES[name][0], 1),
-        ("seed", two, four, lambda name: RATES[name][0], 2),
-        ("learning_rate", two, four, lambda name: held_out[name][0], 2),
-        ("optimizer", two, ("rmsprop",), lambda name: RATES[name][0], 2),
-        ("architecture", ("mlp3",), four, lambda name: RATES[name][0], 2),
+    grid = lambda seeds: lambda name: np.repeat(RATES[name][0], seeds).tolist()
+    held_out = lambda seeds: lambda name: np.repeat(RATES[name][1], seeds).tolist()
+    cells = [  # split, networks, optimizers, learning rates of the runs of every network, optimizer and schedule
+        ("train", two, four, grid(config.train_seeds)),
+        ("validation", two, four, grid(1)),
+        ("seed", two, four, grid(2)),
+        ("learning_rate", two, four, held_out(2)),
+        ("optimizer", two, ("rmsprop",), grid(2)),
+        ("architecture", ("mlp3",), four, grid(2)),
         # More to learn from, numbered last, so that the runs of the splits above are those of a smaller zoo.
-        ("train", config.more_networks, four, lambda name: RATES[name][0], config.more_seeds),
-        ("train", two, config.more_optimizers, lambda name: RATES[name][0], config.more_seeds),
+        ("train", config.more_networks, four, grid(config.more_seeds)),
+        ("train", two, config.more_optimizers, grid(config.more_seeds)),
     ]
     return [
         RunSpec(split, network, optimizer, rate, schedule, next(seeds))
-        for split, networks, optimizers, rates, repeats in cells
+        for split, networks, optimizers, rates in cells
         for network, optimizer, schedule in itertools.product(networks, optimizers, SHAPES)
         for rate in rates(optimizer)
-        for _ in range(repeats)
     ]
 
 

@@ -35,18 +35,20 @@ class Recipe(NamedTuple):
       fractions: shares of a run that are observed in training.
       withheld: parts of the record that are hidden in turn from a third of the windows, so that the field learns to do
         without: what another optimizer does not have, or a user did not record.
-      num_steps, batch_size, peak_rate: of the fit in weight space, by AdamW on a cosine.
+      num_steps, batch_size, peak_rate, weight_decay: of the fit in weight space, by AdamW on a cosine.
       share_now: share of pairs that start at the last observed save; the others start beyond it.
       share_final: share of pairs that end at the end of the run; the others end before it.
       function_steps, function_runs, function_rate: of the fit in function space: steps, runs a step, learning rate.
       weight: lambda, the weight of the relative squared error beside the loss at the forecast weights.
+      tube: width, in units of the context's scale, of the Gaussian tube round the path in which a velocity is learned: what
+        only ever stood on a path does not know the way back to it, and its solution drifts off.
       solver_steps: steps of Heun's method that follow a velocity.
       coverage: of the intervals.
     """
 
     objective: str = "flow_map"
     head: str = "coordinate"
-    widths: tuple[int, ...] = (96, 96)
+    widths: tuple[int, ...] = (128, 128)
     fractions: tuple[float, ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
     withheld: tuple[tuple[str, ...], ...] = (
         ("mu", "trace"),
@@ -55,13 +57,15 @@ class Recipe(NamedTuple):
     )
     num_steps: int = 6000
     batch_size: int = 2048
-    peak_rate: float = 2e-3
+    peak_rate: float = 3e-3
+    weight_decay: float = 0.15
     share_now: float = 0.75
     share_final: float = 0.5
     function_steps: int = 500
     function_runs: int = 9
     function_rate: float = 5e-4
     weight: float = 0.3
+    tube: float = 2.0
     solver_steps: int = 8
     coverage: float = 0.9
 
@@ -80,8 +84,8 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
     .. math:: \text{velocity}: \; \min_\theta E\,\omega|v_\theta(x_t, t) - \dot x_t|^2, \quad
        \text{flow map}: \; \min_\theta E\,\mathrm{huber}(\sqrt\omega\,(X_{s,t}(x_s) - x_t))
 
-    with x the displacement since the last observed save, on the piecewise-linear interpolant of the recorded run, and the
-    sum of learning rates as the clock.
+    with x the displacement since the last observed save, on the piecewise-linear interpolant of the recorded run (for a
+    velocity in a Gaussian tube round it), and the sum of learning rates as the clock.
 
     Args:
       objective: one of `OBJECTIVES`.
@@ -229,7 +233,7 @@ def _weight_space(recipe):
         error = jax.lax.stop_gradient(forecast - target)
         return relative_huber(forecast, target, weight) + 0.02 * laplace_nll(log_error, error), {}
 
-    return sample, loss, _optimizer(recipe.peak_rate, recipe.num_steps)
+    return sample, loss, _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
 
 
 @functools.cache
@@ -255,10 +259,10 @@ def _function_space(recipe, losses):
     return sample, loss, _optimizer(recipe.function_rate, recipe.function_steps)
 
 
-def _optimizer(peak_rate, num_steps):
-    return _frozen_standardisation(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(peak_rate, num_steps)))
-    )
+def _optimizer(peak_rate, num_steps, weight_decay=1e-4):
+    rate = optax.cosine_decay_schedule(peak_rate, num_steps)
+    adamw = optax.adamw(rate, weight_decay=weight_decay)
+    return _frozen_standardisation(optax.chain(optax.clip_by_global_norm(1.0), adamw))
 
 
 def _frozen_standardisation(optimizer):
@@ -281,11 +285,13 @@ def _draw_moves(recipe: Recipe, key: Array, windows: Sequence[Windows]):
     if recipe.objective != "velocity":
         return Move(pairs.context, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
     # The documented interpolant: linear between adjacent saves s and t; its velocity is taken in the clock log(time).
-    share = jax.random.uniform(keys[0], pairs.x_s.shape)
+    key_share, key_tube = jax.random.split(keys[0])
+    share = jax.random.uniform(key_share, pairs.x_s.shape)
     path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
     clock_speed = (pairs.t.time - pairs.s.time) / between.time
-    step = Move(pairs.context, pairs.now, between, between, path.x_t)
+    near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
+    step = Move(pairs.context, pairs.now, between, between, near)
     return step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight
 
 

@@ -9,6 +9,8 @@ from gfm_jax.base import Trajectory
 
 __all__ = ["Evidence", "evidence"]
 
+TINY = 1e-12
+
 
 class Evidence(NamedTuple):
     """The saves up to `last`, and the optimizer's view of that moment; what was not recorded is zero, and so flagged.
@@ -16,6 +18,7 @@ class Evidence(NamedTuple):
     Attributes:
       step, time: the clocks of all saves; those not seen stand still.
       seen: which saves were observed.
+      progress: share of the observed steps at each save; infinite where not seen.
       moved: weights less the last observed weights; zero where not seen.
       origin: the last observed weights.
       average: mean over the last eighth of the prefix.
@@ -27,6 +30,7 @@ class Evidence(NamedTuple):
     step: Float[Array, " saves"]
     time: Float[Array, " saves"]
     seen: Bool[Array, " saves"]
+    progress: Float[Array, " saves"]
     moved: Float[Array, "saves dim"]
     origin: Float[Array, " dim"]
     average: Float[Array, " dim"]
@@ -61,6 +65,7 @@ def evidence(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Evide
     origin = at_last(run.weights)
     moved = jnp.where(seen[:, None], run.weights.astype(jnp.float32) - origin, 0)
     step, time = (jnp.where(seen, clock, clock[last]).astype(jnp.float32) for clock in (run.step, run.time))
+    progress = jnp.where(seen, step / step[last], jnp.inf)
     eighth = seen & (step > 7 / 8 * step[last])
     if run.mean_weights is not None:  # the mean over all steps of the eighth, not over its saves alone
         to_average = jnp.where(eighth[:, None], run.mean_weights.astype(jnp.float32) - origin, 0)
@@ -76,29 +81,47 @@ def evidence(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Evide
         step=step,
         time=time,
         seen=seen,
+        progress=progress,
         moved=moved,
         origin=origin,
         average=to_average.sum(0) / eighth.sum(),
         optimizer=-first_moment / preconditioner,
         descent=-gradient,
         second_moment=second_moment,
-        run=_of_run(run, state, step, time, seen, last),
+        run=_of_run(run, state, time, progress, last),
     )
 
 
-def _of_run(run, state, step, time, seen, last):
-    """The loss and how it has lately changed, the learning rate against its mean, and what was recorded."""
-    one = jnp.ones(len(step))
+def _of_run(run, state, time, progress, last):
+    """The loss and the gradient and how they have lately changed, the learning rate against its mean, and what was
+    recorded."""
+    one = jnp.ones(len(progress))
     log_loss = jnp.log((one if run.loss is None else run.loss.astype(jnp.float32)) + 1e-6)
+    square = one if run.gradient is None else (run.gradient.astype(jnp.float32) ** 2).mean(-1)
     rate = one if run.learning_rate is None else run.learning_rate.astype(jnp.float32)
-    at = lambda fraction: jnp.argmin(jnp.abs(step / step[last] - fraction))
-    before = [at(0.25), at(0.5), at(0.75), at(0.875), jnp.maximum(last - 2, 0), jnp.maximum(last - 1, 0)]
+    before = [jnp.argmin(jnp.abs(progress - share)) for share in (0.25, 0.5, 0.75, 0.875)]
+    before += [jnp.maximum(last - 2, 0), jnp.maximum(last - 1, 0)]
+    levels, gradients = (_levels(x, progress, last) for x in (log_loss, jnp.log(square + TINY)))
     flags = ["mu" in state, "nu" in state, "trace" in state, run.gradient is not None, run.loss is not None]
     features = [
         log_loss[last],
         *(log_loss[last] - log_loss[save] for save in before),
-        jnp.where(seen, log_loss, jnp.inf).min() - log_loss[last],
-        rate[last] * step[last] / jnp.maximum(time[last], 1e-12),
+        jnp.where(progress <= 1, log_loss, jnp.inf).min() - log_loss[last],
+        levels[-1],
+        *jnp.diff(levels),
+        jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, -jnp.inf).max() - levels[-1],
+        *jnp.diff(gradients),
+        jnp.log(square[last] + TINY) - gradients[-1],
+        rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY),
         *flags,
     ]
     return jnp.stack([jnp.asarray(feature, jnp.float32) for feature in features])
+
+
+def _levels(x, progress, last):
+    """Means over four shares of the prefix, from its second quarter to its last eighth; where a share holds no save, the
+    last value."""
+    bounds = jnp.array([1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
+    inside = (progress > bounds[:-1, None]) & (progress <= bounds[1:, None])
+    count = inside.sum(1)
+    return jnp.where(count > 0, jnp.where(inside, x, 0).sum(1) / jnp.maximum(count, 1), x[last])
