@@ -28,8 +28,9 @@ class Config:
     train_seeds: tuple[int, int, int] = (2, 4, 9)
     """Training runs of every network, optimizer and schedule, at the low, the middle and the high learning rate: the higher
     the rate, the less one run is like another."""
-    more_seeds: tuple[int, int, int] = (1, 3, 5)
-    """The same of the networks and optimizers only to learn from."""
+    more_network_seeds: tuple[int, int, int] = (1, 3, 5)
+    more_optimizer_seeds: tuple[int, int, int] = (3, 3, 3)
+    """The same of the networks and of the optimizers only to learn from."""
     prefixes: tuple[float, ...] = (0.2, 0.5)
     """Shares of a run that are observed."""
     histories: tuple[str, ...] = ("lfd2", "introspection", "wnn", "lstm", "transformer")
@@ -81,7 +82,8 @@ PRESETS = {
         num_saves=100,
         batch_size=128,
         train_seeds=(16, 32, 72),
-        more_seeds=(8, 20, 32),
+        more_network_seeds=(8, 20, 32),
+        more_optimizer_seeds=(20, 20, 20),
         field_steps=20_000,
         function_steps=2000,
         function_images=2048,

@@ -91,8 +91,8 @@ def run_specs(config) -> list[RunSpec]:
         ("optimizer", two, ("rmsprop",), grid(2)),
         ("architecture", ("mlp3",), four, grid(2)),
         # More to learn from, numbered last, so that the runs of the splits above are those of a smaller zoo.
-        ("train", config.more_networks, four, grid(config.more_seeds)),
-        ("train", two, config.more_optimizers, grid(config.more_seeds)),
+        ("train", config.more_networks, four, grid(config.more_network_seeds)),
+        ("train", two, config.more_optimizers, grid(config.more_optimizer_seeds)),
     ]
     return [
         RunSpec(split, network, optimizer, rate, schedule, next(seeds))

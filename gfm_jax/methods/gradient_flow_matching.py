@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
     function_rate: float = 5e-4
     weight: float = 0.3
     tube: float = 2.0
-    solver_steps: int = 8
+    solver_steps: int = 4
     coverage: float = 0.9
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
-from gfm_jax.trajectories.evidence import Evidence, evidence
+from gfm_jax.trajectories.evidence import Evidence, complete, evidence
 from gfm_jax.trajectories.motion import TINY, log_ratio, motion, moved_in, tensors_of, whole
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
@@ -54,7 +54,15 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
     Raises:
       ValueError: for fewer than two saves, or without weights or layout.
     """
-    return context(evidence(run, last), run.layout)
+    if run.weights is None or run.layout is None:
+        raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
+    saves, dim = run.weights.shape
+    if saves < 2:
+        raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
+    if run.layout.dim != dim:
+        raise ValueError(f"run: its layout describes {run.layout.dim} weights, but it has {dim}")
+    last = saves - 1 if last is None else last
+    return context(evidence(complete(run, last), last), run.layout)
 
 
 def context(seen: Evidence, layout: Layout) -> Context:

@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Trajectory
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "Record", "complete", "evidence"]
 
+SLOTS = ("mu", "nu", "trace")  # of the optimizer's state, under optax's names
 TINY = 1e-12
 
 
@@ -40,43 +42,65 @@ class Evidence(NamedTuple):
     run: Float[Array, " features"]
 
 
-def evidence(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Evidence:
-    """Whatever was recorded up to save `last`, in one form; nothing later is read.
+class Record(NamedTuple):
+    """A run in one form, whatever was recorded of it; `gradient`, `mu`, `nu` and `trace` at the last observed save only.
 
-    Args:
-      run: a run with weights and layout; whatever else was recorded helps.
-      last: index of the last observed save, at least 1; by default the run's last.
-
-    Raises:
-      ValueError: for fewer than two saves, or without weights or layout.
+    Attributes:
+      square: mean squared gradient of every save.
+      flags: whether mu, nu, trace, gradient and loss were recorded.
     """
-    if run.weights is None or run.layout is None:
-        raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
-    saves, dim = run.weights.shape
-    if saves < 2:
-        raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
-    if run.layout.dim != dim:
-        raise ValueError(f"run: its layout describes {run.layout.dim} weights, but it has {dim}")
-    last = saves - 1 if last is None else last
-    seen = jnp.arange(saves) <= last
-    at_last = lambda array: array[last].astype(jnp.float32)
-    zero = jnp.zeros(dim)
 
-    origin = at_last(run.weights)
+    step: Float[Array, "*runs saves"]
+    time: Float[Array, "*runs saves"]
+    rate: Float[Array, "*runs saves"]
+    loss: Float[Array, "*runs saves"]
+    square: Float[Array, "*runs saves"]
+    weights: Float[Array, "*runs saves dim"]
+    mean_weights: Float[Array, "*runs saves dim"]
+    gradient: Float[Array, "*runs dim"]
+    mu: Float[Array, "*runs dim"]
+    nu: Float[Array, "*runs dim"]
+    trace: Float[Array, "*runs dim"]
+    flags: Float[Array, "*runs 5"]
+
+
+def complete(run: Trajectory, last) -> Record:
+    """A run, or a batch of them, in the form that all optimizers share: a program compiled for one serves the others."""
+    state, one = run.state or {}, jnp.ones(run.step.shape)
+    zero = jnp.zeros((*run.step.shape[:-1], run.weights.shape[-1]))
+    slots = {slot: state[slot][..., last, :].astype(jnp.float32) if slot in state else zero for slot in SLOTS}
+    flags = [*(slot in state for slot in SLOTS), run.gradient is not None, run.loss is not None]
+    return Record(
+        step=run.step,
+        time=run.time,
+        rate=one if run.learning_rate is None else run.learning_rate,
+        loss=one if run.loss is None else run.loss,
+        square=one if run.gradient is None else _mean_square(run.gradient),
+        weights=run.weights,
+        mean_weights=run.weights if run.mean_weights is None else run.mean_weights,
+        gradient=zero if run.gradient is None else run.gradient[..., last, :].astype(jnp.float32),
+        flags=jnp.broadcast_to(jnp.array(flags, jnp.float32), (*run.step.shape[:-1], len(flags))),
+        **slots,
+    )
+
+
+@jax.jit  # where called on its own: one pass over what may be large
+def _mean_square(x):
+    return (x.astype(jnp.float32) ** 2).mean(-1)
+
+
+def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
+    """What was observed up to save `last`; nothing later is read."""
+    origin = run.weights[last].astype(jnp.float32)
+    seen = jnp.arange(len(run.step)) <= last
     moved = jnp.where(seen[:, None], run.weights.astype(jnp.float32) - origin, 0)
     step, time = (jnp.where(seen, clock, clock[last]).astype(jnp.float32) for clock in (run.step, run.time))
     progress = jnp.where(seen, step / step[last], jnp.inf)
     eighth = seen & (step > 7 / 8 * step[last])
-    if run.mean_weights is not None:  # the mean over all steps of the eighth, not over its saves alone
-        to_average = jnp.where(eighth[:, None], run.mean_weights.astype(jnp.float32) - origin, 0)
-    else:
-        to_average = jnp.where(eighth[:, None], moved, 0)
-
-    state = run.state or {}
-    gradient = zero if run.gradient is None else at_last(run.gradient)
-    second_moment = at_last(state["nu"]) if "nu" in state else zero
-    first_moment = next((at_last(state[name]) for name in ("mu", "trace") if name in state), gradient)
-    preconditioner = jnp.sqrt(second_moment) + 1e-8 if "nu" in state else 1.0
+    # Where they are recorded, the means over all steps of the eighth, not over its saves alone.
+    to_average = jnp.where(eighth[:, None], run.mean_weights.astype(jnp.float32) - origin, 0)
+    has = dict(zip(SLOTS, run.flags, strict=False))
+    first_moment = jnp.where(has["mu"], run.mu, jnp.where(has["trace"], run.trace, run.gradient))
     return Evidence(
         step=step,
         time=time,
@@ -85,24 +109,22 @@ def evidence(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Evide
         moved=moved,
         origin=origin,
         average=to_average.sum(0) / eighth.sum(),
-        optimizer=-first_moment / preconditioner,
-        descent=-gradient,
-        second_moment=second_moment,
-        run=_of_run(run, state, time, progress, last),
+        optimizer=-first_moment / jnp.where(has["nu"], jnp.sqrt(run.nu) + 1e-8, 1),
+        descent=-run.gradient,
+        second_moment=run.nu,
+        run=_of_run(run, time, progress, last),
     )
 
 
-def _of_run(run, state, time, progress, last):
+def _of_run(run, time, progress, last):
     """The loss and the gradient and how they have lately changed, the learning rate against its mean, and what was
     recorded."""
-    one = jnp.ones(len(progress))
-    log_loss = jnp.log((one if run.loss is None else run.loss.astype(jnp.float32)) + 1e-6)
-    square = one if run.gradient is None else (run.gradient.astype(jnp.float32) ** 2).mean(-1)
-    rate = one if run.learning_rate is None else run.learning_rate.astype(jnp.float32)
+    log_loss = jnp.log(run.loss.astype(jnp.float32) + 1e-6)
+    log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
+    rate = run.rate.astype(jnp.float32)
     before = [jnp.argmin(jnp.abs(progress - share)) for share in (0.25, 0.5, 0.75, 0.875)]
     before += [jnp.maximum(last - 2, 0), jnp.maximum(last - 1, 0)]
-    levels, gradients = (_levels(x, progress, last) for x in (log_loss, jnp.log(square + TINY)))
-    flags = ["mu" in state, "nu" in state, "trace" in state, run.gradient is not None, run.loss is not None]
+    levels, gradients = (_levels(x, progress, last) for x in (log_loss, log_square))
     features = [
         log_loss[last],
         *(log_loss[last] - log_loss[save] for save in before),
@@ -111,9 +133,9 @@ def _of_run(run, state, time, progress, last):
         *jnp.diff(levels),
         jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, -jnp.inf).max() - levels[-1],
         *jnp.diff(gradients),
-        jnp.log(square[last] + TINY) - gradients[-1],
+        log_square[last] - gradients[-1],
         rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY),
-        *flags,
+        *run.flags,
     ]
     return jnp.stack([jnp.asarray(feature, jnp.float32) for feature in features])
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
 from gfm_jax.trajectories.context import context
-from gfm_jax.trajectories.evidence import evidence
+from gfm_jax.trajectories.evidence import complete, evidence
 
 __all__ = [
     "Pairs",
@@ -153,13 +153,13 @@ def cut(
       chunk: how many contexts are worked out side by side.
     """
     num_runs = runs.step.shape[0]
-    moving = runs._replace(finite=None, layout=None, state=runs.state or None)
+    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None))
     cuts = [(save_at(runs, fraction), moving) for fraction in fractions]
     if withheld:
         cuts += [(last, hide(moving, withheld[i % len(withheld)])) for i, (last, _) in enumerate(cuts[::2])]
     saves, parts = [last for last, _ in cuts], []
     for last, known in cuts:
-        seen, distance = _evidence(known, last, runs.layout)
+        seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     clock = (runs.step, runs.time, jnp.ones_like(runs.time) if runs.learning_rate is None else runs.learning_rate)
@@ -206,16 +206,13 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
 
-# Two compiled steps: the first differs from optimizer to optimizer and is cheap to compile, the second is shared.
+@functools.partial(jax.jit, compiler_options=QUICK)
+def _evidence(records, last):
+    def one(record):
+        weights = record.weights.astype(jnp.float32)
+        return evidence(record, last), jnp.sum((weights - weights[last]) ** 2, axis=-1)
 
-
-@functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
-def _evidence(runs, last, layout):
-    def one(run):
-        weights = run.weights.astype(jnp.float32)
-        return evidence(run._replace(layout=layout), last), jnp.sum((weights - weights[last]) ** 2, axis=-1)
-
-    return jax.vmap(one)(runs)
+    return jax.vmap(one)(records)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)
