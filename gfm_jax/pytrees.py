@@ -1,6 +1,7 @@
 """Weights as pytrees and as flat vectors."""
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Layout
 
-__all__ = ["layout_of", "place", "ravel", "segment_ids", "unravel"]
+__all__ = ["layout_of", "map_rows", "place", "ravel", "segment_ids", "unravel"]
 
 
 def layout_of(weights: PyTree) -> Layout:
@@ -72,3 +73,21 @@ def place(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(put, tree)
+
+
+def map_rows(function: Callable, rows: PyTree, batch_size: int) -> PyTree:
+    """`jax.lax.map` over the leading axis in full batches: the last one is filled up with the first rows.
+
+    A batch of another size would be compiled apart, in the time of all the others.
+
+    Args:
+      function: of one row.
+      rows: arrays with the same leading axis.
+      batch_size: how many rows are worked out side by side.
+    """
+    num = len(jax.tree.leaves(rows)[0])
+    size = min(batch_size, num)
+    index = jnp.arange(-(-num // size) * size) % num
+    row = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], rows)
+    found = jax.lax.map(lambda i: function(row(i)), index, batch_size=size)
+    return jax.tree.map(lambda leaf: leaf[:num], found)

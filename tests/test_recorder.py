@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import small_task
 
-from gfm_jax.pytrees import ravel
+from gfm_jax.pytrees import map_rows, ravel
 from gfm_jax.tasks import linear_regression, minibatch_indices, quadratic
 from gfm_jax.trajectories import PARTS, record, record_many, save_steps
 from gfm_jax.trajectories import recorder as recorder_module
@@ -206,3 +206,18 @@ def test_saves_are_where_they_must_be(num_steps, share, spacing):
     assert saves[0] == 0
     assert saves[-1] == num_steps
     assert (np.diff(saves) > 0).all()
+
+
+@pytest.mark.parametrize("num", [1, 3, 8, 11])
+def test_rows_are_mapped_in_full_batches(num):
+    traces = []
+
+    def double(row):
+        traces.append(row)
+        return {"a": 2 * row["a"], "sum": row["a"].sum() + row["b"]}
+
+    rows = {"a": np.arange(2.0 * num, dtype=np.float32).reshape(num, 2), "b": np.ones(num, np.float32)}
+    found = jax.jit(lambda rows: map_rows(double, rows, 8))(rows)
+    np.testing.assert_array_equal(found["a"], 2 * rows["a"])
+    np.testing.assert_array_equal(found["sum"], rows["a"].sum(1) + 1)
+    assert len(traces) == 1

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.gfm.zoo import Batch, RunSpec
 from gfm_jax.base import Forecast, Forecaster, Task, Trajectory
 from gfm_jax.methods import gate
-from gfm_jax.pytrees import unravel
+from gfm_jax.pytrees import map_rows, unravel
 from gfm_jax.trajectories import Windows, cut, horizon_at, merge, prefix_of, save_at
 
 __all__ = ["Cohort", "Judge", "Score", "cohorts", "forecast_cohort", "gated", "loss_on", "observed", "seconds_each"]
@@ -104,7 +104,7 @@ def _forecast_all(forecasters, layout, params, runs):
         prefix = run[0]._replace(layout=layout)
         return {name: forecaster.forecast(params[name], prefix, run[1]) for name, forecaster in forecasters}
 
-    return jax.lax.map(one, runs, batch_size=8)
+    return map_rows(one, runs, batch_size=8)
 
 
 _forecast_well_compiled = jax.jit(_forecast_all, static_argnums=(0, 1))
@@ -142,7 +142,7 @@ class Judge:
         task, like = cohort.task, jax.eval_shape(cohort.task.init, jax.random.key(0))
         test = lambda weights: task.evaluate(unravel(like, weights), task.data["test"])
         self.cohort = cohort
-        self.test = jax.jit(lambda weights: jax.lax.map(test, weights, batch_size=16))
+        self.test = jax.jit(lambda weights: map_rows(test, weights, batch_size=16))
 
     def score(self, forecast: Forecast, prefix: float, forwards: int = 0, seconds: float = 0.0) -> Score:
         runs = self.cohort.runs
@@ -169,4 +169,4 @@ class Judge:
 @functools.partial(jax.jit, static_argnums=0)
 def gated(loss: Callable, candidates: jax.Array) -> Forecast:
     """For every run, of its candidates [runs, candidates, dim] that of least loss."""
-    return Forecast(jax.lax.map(lambda options: gate.choose(loss, options)[0], candidates, batch_size=4))
+    return Forecast(map_rows(lambda options: gate.choose(loss, options)[0], candidates, batch_size=4))

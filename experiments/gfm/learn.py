@@ -56,12 +56,14 @@ def learn(config, train: list[Cohort], groups: list[Cohort], judges: list[Judge]
     gates = [loss_on(group.task, "validation") for group in groups]
     test = {prefix: [observed(group, (prefix,)) for group in groups] for prefix in config.prefixes}
 
+    seconds = {}
     for seed in range(config.fit_seeds):
         key = jax.random.fold_in(jax.random.key(config.seed), seed)
         about = lambda row, seed=seed: {"progress": f"fit {row}, seed {seed}", "folder": folder / f"{row}-{seed}"}
         made = {}  # (row, prefix): [(forecast, cost) of every cohort]
         params = {row: f.fit(key, windows, **about(row)) for row, f in histories.items()}
-        seconds = {row: seconds_each(f, params[row], groups[0], config.prefixes[0]) for row, f in histories.items()}
+        for row in histories.keys() - seconds.keys():  # timed once: the time does not hang on what was learned
+            seconds[row] = seconds_each(histories[row], params[row], groups[0], config.prefixes[0])
         for prefix in config.prefixes:
             for group in groups:
                 for row, forecast in forecast_cohort(histories, params, group, prefix).items():

@@ -15,6 +15,7 @@ from gfm_jax.fields import FieldParams, Move, init_field, jump, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.paths import interpolate, linear
+from gfm_jax.pytrees import map_rows
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
 from gfm_jax.trajectories import Windows, check_prefix, cut_all, draw_pairs, draw_windows, horizon_at, observe
@@ -169,7 +170,7 @@ def _forecast_windows(recipe, params, windows, save):
         now, then = (windows.moment(run, k) for k in (last, save))
         return _from_context(recipe, params, context, now, then)
 
-    return jax.lax.map(one, (windows.context, windows.run, windows.last), batch_size=8)
+    return map_rows(one, (windows.context, windows.run, windows.last), batch_size=8)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
