@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
-from gfm_jax.trajectories.evidence import Evidence, complete, evidence
-from gfm_jax.trajectories.motion import TINY, log_ratio, motion, moved_in, tensors_of, whole
+from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
+from gfm_jax.trajectories.motion import log_ratio, motion, moved_in, tensors_of, whole
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 

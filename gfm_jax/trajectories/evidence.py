@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Trajectory
 
-__all__ = ["Evidence", "Record", "complete", "evidence"]
+__all__ = ["TINY", "Evidence", "Record", "complete", "evidence"]
 
 SLOTS = ("mu", "nu", "trace")  # of the optimizer's state, under optax's names
 TINY = 1e-12
@@ -64,7 +64,7 @@ class Record(NamedTuple):
     flags: Float[Array, "*runs 5"]
 
 
-def complete(run: Trajectory, last) -> Record:
+def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
     """A run, or a batch of them, in the form that all optimizers share: a program compiled for one serves the others."""
     state, one = run.state or {}, jnp.ones(run.step.shape)
     zero = jnp.zeros((*run.step.shape[:-1], run.weights.shape[-1]))

@@ -9,11 +9,9 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Layout
 from gfm_jax.pytrees import segment_ids
-from gfm_jax.trajectories.evidence import Evidence
+from gfm_jax.trajectories.evidence import TINY, Evidence
 
-__all__ = ["TINY", "Motion", "Parts", "log_ratio", "motion", "moved_in", "tensors_of", "whole"]
-
-TINY = 1e-12
+__all__ = ["Motion", "Parts", "log_ratio", "motion", "moved_in", "tensors_of", "whole"]
 
 
 class Parts(NamedTuple):
