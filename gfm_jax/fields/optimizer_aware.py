@@ -1,6 +1,6 @@
 """The learned field on coordinates: it chooses among directions that the observed prefix offers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -82,12 +82,20 @@ def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]
     return jnp.stack([jnp.log(steps), jnp.log(time), time - 1, *rates], axis=-1)
 
 
-def mix(coefficients: Float[Array, "*n outputs"], step: Move, residual: bool) -> Float[Array, "*n"]:
-    r"""The move that coefficients stand for, delta = sum_k c_k d_k + c_x x_s [+ r], in units of the context's scale."""
-    directions = jnp.concatenate([step.context.directions, step.x_s[..., None]], axis=-1)
-    num = directions.shape[-1]
-    moved = (coefficients[..., :num] * directions).sum(-1)
-    return moved + coefficients[..., num] if residual else moved
+def mix(
+    coefficients: Float[Array, "*parts outputs"], step: Move, of_weights: Callable = lambda c: c
+) -> Float[Array, "*n"]:
+    r"""The move that coefficients stand for, delta = sum_k c_k d_k + c_x x_s, in units of the context's scale.
+
+    Args:
+      coefficients: of the directions and of the displacement at s; what comes after them is not looked at.
+      step: the move.
+      of_weights: from one coefficient to that of every weight. Direction by direction: all of them at once would be as
+        large as the directions themselves.
+    """
+    directions = jnp.moveaxis(step.context.directions, -1, 0)
+    sides = zip([*directions, step.x_s], jnp.moveaxis(coefficients, -1, 0), strict=False)
+    return sum(of_weights(coefficient) * direction for direction, coefficient in sides)
 
 
 def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> tuple[Array, Array]:
@@ -103,9 +111,11 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     known = jnp.clip((features(head, step) - params.shift) / params.spread, -BOUND, BOUND)
     network = Coefficients(context.directions.shape[-1] + 1, widths)
     coefficients = network.apply(params.network, known)
-    if head == "tensor" and whole_run:
-        coefficients = coefficients[context.segment]
-    return mix(coefficients, step, residual=head == "coordinate"), coefficients[..., -1]
+    *_, residual, log_error = jnp.moveaxis(coefficients, -1, 0)
+    if head == "coordinate":
+        return mix(coefficients, step) + residual, log_error
+    of_weights = (lambda c: c[context.segment]) if whole_run else lambda c: c
+    return mix(coefficients, step, of_weights), of_weights(log_error)
 
 
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:

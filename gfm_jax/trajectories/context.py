@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
 from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
-from gfm_jax.trajectories.motion import log_ratio, motion, moved_in, tensors_of, whole
+from gfm_jax.trajectories.motion import log_ratio, motion, parts_of, recent_steps, since
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 
@@ -73,9 +74,9 @@ def context(seen: Evidence, layout: Layout) -> Context:
       layout: of its weights.
 
     Returns:
-      The context. The directions that come from the saves are linear in them: one product A(step, time) @ moved.
+      The context. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
     """
-    tensors, last = tensors_of(layout), seen.seen.sum() - 1
+    parts, last = parts_of(seen, layout), seen.seen.sum() - 1
     inside = lambda start: (seen.seen & (seen.progress >= start)).astype(jnp.float32)
 
     past = jnp.array([jnp.argmin(jnp.abs(seen.progress - j / 8)) for j in range(8)])
@@ -87,37 +88,49 @@ def context(seen: Evidence, layout: Layout) -> Context:
             line_weights(seen.time / seen.time[last], inside(1 / 2))[None],
         ]
     )
-    moved = jnp.concatenate([saves @ seen.moved, seen.average[None]])
-    scale = jnp.maximum(tensors.rms(moved[4]), TINY)
+    by_steps = since(saves)
+    moved = jnp.concatenate([by_steps @ seen.steps, seen.average[None]])
+    segment = jnp.asarray(segment_ids(layout))
+    rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
+    of_weights = lambda x: x[..., segment]
+    scale = jnp.maximum(rms(moved[4]), TINY)
     by_optimizer = jnp.stack([seen.optimizer, seen.descent])
-    of_unit_size = by_optimizer / jnp.maximum(tensors.spread_out(tensors.rms(by_optimizer)), TINY)
-    directions = jnp.concatenate([moved / tensors.spread_out(scale), of_unit_size])
+    of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
+    directions = jnp.concatenate([moved / of_weights(scale), of_unit_size])
 
-    steps = moved_in(seen, inside(1 / 2))
-    ends = jnp.stack([seen.origin, seen.moved[0] + seen.origin])
-    relative = jnp.stack([steps.noise, jnp.sqrt(seen.second_moment)])
+    recent = recent_steps(seen)
+    recent = recent / recent.sum()
+    noise = jnp.sqrt(recent @ (seen.steps - recent @ seen.steps) ** 2)
+    ends = jnp.stack([seen.origin, seen.first])
+    relative = jnp.stack([noise, jnp.sqrt(seen.second_moment)])
     coordinate = [
         jnp.arcsinh(directions),
-        ends / jnp.maximum(tensors.spread_out(tensors.rms(ends)), TINY)[:1],
-        log_ratio(relative, tensors.spread_out(tensors.rms(relative))),
+        ends / jnp.maximum(of_weights(rms(seen.origin)), TINY),
+        log_ratio(relative, of_weights(rms(relative))),
         jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
     ]
+    *of_tensors, of_run = motion(seen, by_steps[:10], parts)
     tensor = [
-        jnp.log((scale + TINY) / (tensors.rms(seen.origin) + TINY))[:, None],
-        motion(seen, moved, steps, tensors),
+        jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
+        jnp.stack(of_tensors),
         _kind_and_depth(layout),
         jnp.log(jnp.asarray(layout.sizes, jnp.float32))[:, None],
     ]
-    segment = jnp.asarray(segment_ids(layout))
     return Context(
         coordinate=jnp.concatenate(coordinate).T,
         tensor=jnp.concatenate(tensor, axis=-1),
-        run=jnp.concatenate([seen.run, motion(seen, moved, steps, whole())[0]]),
+        run=jnp.concatenate([seen.run, of_run]),
         directions=directions.T,
-        scale=scale[segment],
+        scale=of_weights(scale),
         origin=seen.origin,
         segment=segment,
     )
+
+
+def _means(x, layout):
+    """Means over every tensor, [..., dim] -> [..., tensors]."""
+    stops = np.cumsum(layout.sizes)
+    return jnp.stack([x[..., stop - size : stop].mean(-1) for size, stop in zip(layout.sizes, stops, strict=True)], -1)
 
 
 def _of_units(x, layout):

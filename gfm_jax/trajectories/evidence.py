@@ -21,8 +21,8 @@ class Evidence(NamedTuple):
       step, time: the clocks of all saves; those not seen stand still.
       seen: which saves were observed.
       progress: share of the observed steps at each save; infinite where not seen.
-      moved: weights less the last observed weights; zero where not seen.
-      origin: the last observed weights.
+      steps: weights of a save less those of the one before it; zero where not seen.
+      first, origin: the first and the last observed weights.
       average: mean over the last eighth of the prefix.
       optimizer, descent: the optimizer's own direction, and the negative gradient.
       second_moment: the running mean of squared gradients.
@@ -33,7 +33,8 @@ class Evidence(NamedTuple):
     time: Float[Array, " saves"]
     seen: Bool[Array, " saves"]
     progress: Float[Array, " saves"]
-    moved: Float[Array, "saves dim"]
+    steps: Float[Array, "steps dim"]
+    first: Float[Array, " dim"]
     origin: Float[Array, " dim"]
     average: Float[Array, " dim"]
     optimizer: Float[Array, " dim"]
@@ -91,14 +92,15 @@ def _mean_square(x):
 
 def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
     """What was observed up to save `last`; nothing later is read."""
+    saves = len(run.step)
+    whole = isinstance(last, int) and last == saves - 1  # then there is nothing to hide, which is a third of the work
     origin = run.weights[last].astype(jnp.float32)
-    seen = jnp.arange(len(run.step)) <= last
-    moved = jnp.where(seen[:, None], run.weights.astype(jnp.float32) - origin, 0)
+    seen = jnp.arange(saves) <= last
+    only_seen = lambda rows: rows if whole else jnp.where(seen[-len(rows) :, None], rows, 0)
     step, time = (jnp.where(seen, clock, clock[last]).astype(jnp.float32) for clock in (run.step, run.time))
     progress = jnp.where(seen, step / step[last], jnp.inf)
-    eighth = seen & (step > 7 / 8 * step[last])
     # Where they are recorded, the means over all steps of the eighth, not over its saves alone.
-    to_average = jnp.where(eighth[:, None], run.mean_weights.astype(jnp.float32) - origin, 0)
+    eighth = seen & (step > 7 / 8 * step[last])
     has = dict(zip(SLOTS, run.flags, strict=False))
     first_moment = jnp.where(has["mu"], run.mu, jnp.where(has["trace"], run.trace, run.gradient))
     return Evidence(
@@ -106,9 +108,11 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         time=time,
         seen=seen,
         progress=progress,
-        moved=moved,
+        steps=only_seen(jnp.diff(run.weights.astype(jnp.float32), axis=0)),
+        first=run.weights[0].astype(jnp.float32),
         origin=origin,
-        average=to_average.sum(0) / eighth.sum(),
+        average=jnp.matmul(eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32)), precision="highest")
+        - origin,
         optimizer=-first_moment / jnp.where(has["nu"], jnp.sqrt(run.nu) + 1e-8, 1),
         descent=-run.gradient,
         second_moment=run.nu,
