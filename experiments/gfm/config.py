@@ -37,8 +37,8 @@ class Config:
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
-    field_steps: int = 6000
-    function_steps: int = 500
+    field_steps: int = 7500
+    function_steps: int = 400
     function_images: int = 1152
     """Training images on which the field in function space is fitted."""
     nowcast_steps: int = 400

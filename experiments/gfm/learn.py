@@ -94,8 +94,8 @@ def learn(config, train: list[Cohort], groups: list[Cohort], judges: list[Judge]
 def _predictors(config) -> tuple[dict[str, Forecaster], dict[str, Forecaster]]:
     """The fields, and the predictors that look at nothing but a weight's own history."""
     size = {"num_steps": config.field_steps, "batch_size": config.batch_rows}
-    fields = {  # a velocity is learned in half of the steps
-        "gfm_velocity": gradient_flow_matching("velocity", **size | {"num_steps": config.field_steps // 2}),
+    fields = {  # a velocity is learned in a third of the steps
+        "gfm_velocity": gradient_flow_matching("velocity", **size | {"num_steps": config.field_steps // 3}),
         "gfm_flow_map": gradient_flow_matching("flow_map", **size),
         "gfm_function_space": gradient_flow_matching("function_space", function_steps=config.function_steps, **size),
     }

@@ -57,19 +57,19 @@ class Recipe(NamedTuple):
         ("state",),
         ("state", "gradient", "loss", "mean_weights"),
     )
-    num_steps: int = 6000
+    num_steps: int = 7500
     batch_size: int = 2048
     peak_rate: float = 3e-3
     weight_decay: float = 0.15
     share_now: float = 0.75
     share_final: float = 0.5
-    function_steps: int = 500
-    function_runs: int = 9
+    function_steps: int = 400
+    function_runs: int = 6
     function_rate: float = 5e-4
     weight: float = 0.15
     tube: float = 2.0
     solver_steps: int = 4
-    caution: float = 0.05
+    caution: float = 0.1
     coverage: float = 0.9
 
 
@@ -219,8 +219,7 @@ def _fit(
     layouts = tuple(dict.fromkeys(part.layout for part in runs))
     options = {"mesh": mesh, "progress": progress}
     if start is None:
-        example = _draw_moves(recipe, key_init, windows)[0]
-        field = init_field(key_init, recipe.head, recipe.widths, example)
+        field = _init(recipe, key_init, windows)
         sample, loss, optimizer = _weight_space(recipe)
         in_folder = None if folder is None else f"{folder}/weight_space"
         field = minimise(
@@ -239,6 +238,14 @@ def _fit(
         return params
     held_out = cut_all(calibration, recipe.fractions)
     return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
+
+
+# Looked at once: it would take longer to optimise than to run.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _init(recipe, key, windows):
+    key_network, key_example = jax.random.split(key)
+    example = _draw_moves(recipe, key_example, windows)[0]
+    return init_field(key_network, recipe.head, recipe.widths, example)
 
 
 @functools.cache  # so that a second fit of the same recipe compiles nothing
