@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gfm_jax.base import Trajectory
+from gfm_jax.fields import cautious
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
-from gfm_jax.methods.gradient_flow_matching import calibrate, cautious
+from gfm_jax.methods.gradient_flow_matching import calibrate
 from gfm_jax.methods.intervals import conformal
 from gfm_jax.pytrees import layout_of
 from gfm_jax.trajectories import cut

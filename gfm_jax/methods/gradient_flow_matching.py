@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array
 
 from gfm_jax.base import Context, Forecast, Forecaster, Horizon, Layout, Trajectory
-from gfm_jax.fields import FieldParams, Move, init_field, jump, move
+from gfm_jax.fields import FieldParams, Move, cautious, init_field, jump, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.paths import interpolate, linear
@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
       tube: width, in units of the context's scale, of the Gaussian tube round the path in which a velocity is learned: what
         only ever stood on a path does not know the way back to it, and its solution drifts off.
       solver_steps: steps of Heun's method that follow a velocity.
-      caution: c, how much a flow map shortens the forecast of a run in proportion to the error that it expects; see `cautious`.
+      caution: how much a flow map shortens the forecast of a run whose error it expects to be large; see `fields.cautious`.
       coverage: of the intervals.
     """
 
@@ -136,18 +136,6 @@ def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Array
 
     x_t, _ = solve_flow(velocity, step.x_s, jnp.log(step.s.time), jnp.log(step.t.time), num_steps=recipe.solver_steps)
     return x_t
-
-
-def cautious(moved: Array, expected_error: Array, caution: float) -> Array:
-    r"""A forecast of a whole run, shortened where its error is expected to be large against its length.
-
-    .. math:: \frac{|\delta|^2}{|\delta|^2 + c\,|\sigma|^2} \, \delta
-
-    Most runs hardly change; it is for the few that are about to stand still, of which a field that saw one weight at a time
-    could not be sure.
-    """
-    length, error = jnp.sum(moved**2), jnp.sum(expected_error**2)
-    return moved * length / jnp.maximum(length + caution * error, 1e-30)
 
 
 def run_displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
