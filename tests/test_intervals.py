@@ -96,7 +96,6 @@ def test_a_width_for_every_horizon():
     np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_forecast_in_doubt_is_shortened():
     moved, error = jnp.array([3.0, 4.0]), jnp.array([0.0, 5.0])
     np.testing.assert_allclose(cautious(moved, error, 1.0), moved / 2)
@@ -113,8 +112,9 @@ def test_a_forecast_in_doubt_is_shortened():
     np.testing.assert_allclose(cosine, 1, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_calibrations():
     with pytest.raises(ValueError, match="coverage: expected a share"):
-        conformal([np.ones(3)], [0.7], coverage=90.0)
+        conformal([np.ones(3)], [0.7], coverage=90)
     with pytest.raises(ValueError, match="at least one forecast"):
         conformal([], [])

@@ -104,9 +104,24 @@ def test_oscillation_shows():
     assert turning.tensor[0, autocorrelation] == pytest.approx(-1, abs=0.1)
 
 
-def test_a_lone_tensor_moves_as_the_whole_does():
-    seen = observe(run_of(np.random.default_rng(5).normal(size=(17, 6)).cumsum(0)))
-    np.testing.assert_allclose(seen.run[-17:], seen.tensor[0, 1:18], rtol=1e-5)
+def test_the_whole_moves_as_a_lone_tensor_does():
+    run = run_of(np.random.default_rng(5).normal(size=(17, 6)).cumsum(0))
+    lone, parted = observe(run), observe(run._replace(layout=Layout(("a", "b"), ((2,), (4,)))))
+    np.testing.assert_allclose(parted.run[-17:], lone.tensor[0, 1:18], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parted.run, lone.run, rtol=1e-4, atol=1e-5)
+
+
+def test_turns_and_noise_in_numbers():
+    weights = np.random.default_rng(7).normal(size=(17, 6)).cumsum(0)
+    rms = lambda x: np.sqrt(np.mean(np.square(x)))
+    quarters = np.diff(weights[::4], axis=0)
+    lengths = np.array([rms(quarter) for quarter in quarters])
+    steps = np.diff(weights[8:], axis=0)
+    noise = rms(steps - steps.mean(0)) / rms(weights[16] - weights[8])
+    seen = observe(run_of(weights)).tensor[0]
+    np.testing.assert_allclose(seen[1:4], np.log(lengths[1:] / lengths[:-1]), atol=5e-3)  # their floor is a thousandth
+    np.testing.assert_allclose(seen[4], np.mean(quarters[3] * quarters[2]) / lengths[3] / lengths[2], rtol=1e-4)
+    np.testing.assert_allclose(seen[9], np.log(noise), atol=5e-3)
 
 
 def test_levels_of_the_loss():

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
 from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
-from gfm_jax.trajectories.motion import log_ratio, motion, parts_of, recent_steps, since
+from gfm_jax.trajectories.motion import grams, log_ratio, motion, recent_steps, since
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 
@@ -76,7 +76,7 @@ def context(seen: Evidence, layout: Layout) -> Context:
     Returns:
       The context. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
     """
-    parts, last = parts_of(seen, layout), seen.seen.sum() - 1
+    last = seen.seen.sum() - 1
     inside = lambda start: (seen.seen & (seen.progress >= start)).astype(jnp.float32)
 
     past = jnp.array([jnp.argmin(jnp.abs(seen.progress - j / 8)) for j in range(8)])
@@ -109,7 +109,7 @@ def context(seen: Evidence, layout: Layout) -> Context:
         log_ratio(relative, of_weights(rms(relative))),
         jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
     ]
-    *of_tensors, of_run = motion(seen, by_steps[:10], parts)
+    *of_tensors, of_run = motion(seen, by_steps[:10], grams(seen, layout))
     tensor = [
         jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
         jnp.stack(of_tensors),
