@@ -22,6 +22,7 @@ __all__ = [
     "Forecaster",
     "Horizon",
     "Interpolant",
+    "Landscape",
     "Layout",
     "Network",
     "OptimizerField",
@@ -99,6 +100,21 @@ class Task(NamedTuple):
     evaluate: Callable[..., dict[str, Array]]
 
 
+class Landscape(NamedTuple):
+    """The training loss around one point, as `gfm_jax.trajectories.survey` finds it.
+
+    Attributes:
+      known: 1; 0 stands for a landscape that nobody looked at, whose other fields are zero.
+      loss, gradient: at the point.
+      krylov: directions in which the quadratic model of the loss is known, each made by one more product with the Hessian.
+    """
+
+    known: Float[Array, "*runs"]
+    loss: Float[Array, "*runs"]
+    gradient: Float[Array, "*runs dim"]
+    krylov: Float[Array, "*runs k dim"]
+
+
 class Trajectory(NamedTuple):
     """One recorded run; a batch of runs has one more leading axis [runs]. What was not recorded is None.
 
@@ -113,6 +129,7 @@ class Trajectory(NamedTuple):
       loss: the mean minibatch loss of the segment (at save 0 that of the first minibatch).
       finite: whether every saved weight is finite; a run that diverged is kept, and says so here.
       layout: which stretch of the vector is which tensor.
+      landscape: the training loss around the weights of the last save, which no recorder knows: see `trajectories.survey`.
     """
 
     step: Int[Array, "*runs saves"]
@@ -125,6 +142,7 @@ class Trajectory(NamedTuple):
     loss: Float[Array, "*runs saves"] | None = None
     finite: Bool[Array, "*runs"] | None = None
     layout: Layout | None = None
+    landscape: Landscape | None = None
 
 
 # --- forecasts --------------------------------------------------------------------------------------------------------
@@ -172,7 +190,7 @@ class Forecaster(NamedTuple):
     """`fit(key, runs, losses=None) -> params`, then `forecast(params, prefix, horizon) -> Forecast` of one run.
 
     `runs` is a sequence of trajectories, each a batch of runs of one layout. `losses`, one for each of them, are
-    functions `weights: [dim] -> scalar`, which only an objective in function space asks for.
+    functions `weights: [dim] -> scalar`, for those that look at the loss too.
     """
 
     fit: Callable[..., PyTree]

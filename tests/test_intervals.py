@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gfm_jax.base import Trajectory
-from gfm_jax.fields import cautious
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
 from gfm_jax.methods.gradient_flow_matching import calibrate
 from gfm_jax.methods.intervals import conformal
@@ -94,22 +93,6 @@ def test_a_width_for_every_horizon():
     ]
     expected = np.interp(np.log(20 / 13), *calibrated.half_width)
     np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)
-
-
-def test_a_forecast_in_doubt_is_shortened():
-    moved, error = jnp.array([3.0, 4.0]), jnp.array([0.0, 5.0])
-    np.testing.assert_allclose(cautious(moved, error, 1.0), moved / 2)
-    np.testing.assert_allclose(cautious(moved, 3 * error, 1 / 3), moved / 4)
-    np.testing.assert_array_equal(cautious(moved, error, 0.0), moved)
-    np.testing.assert_array_equal(cautious(0 * moved, error, 1.0), [0, 0])
-    recipe, params, windows = walker()
-    bold, careful = (forecast_windows(recipe._replace(caution=c), params, windows) for c in (0.0, 0.3))
-    origin = windows.context.origin
-    ratio = np.linalg.norm(careful.weights - origin, axis=-1) / np.linalg.norm(bold.weights - origin, axis=-1)
-    assert (ratio < 0.9).all()  # where a random walk goes cannot be known
-    cosine = ((careful.weights - origin) * (bold.weights - origin)).sum(-1)
-    cosine /= np.linalg.norm(careful.weights - origin, axis=-1) * np.linalg.norm(bold.weights - origin, axis=-1)
-    np.testing.assert_allclose(cosine, 1, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("unchecked")

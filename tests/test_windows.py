@@ -25,6 +25,18 @@ def first(runs):
     return jax.tree.map(lambda leaf: leaf[0], runs)
 
 
+def test_the_scale_is_the_least_of_three_paces():
+    """A run that stood still after a spike is measured by its late steps, one that spiked late by its way so far."""
+    calm = np.arange(33.0)  # one a save: 16 in half the prefix, whichever pace is taken
+    spike = np.where(np.arange(33) < 20, 100.0 * np.arange(33), 1900 + 0.5 * np.arange(33))
+    late = calm + 50.0 * (np.arange(33) == 32)
+    bounce = 0.1 * calm + 5 * (np.arange(33) % 2)  # the last two saves agree to .2
+    scales = [float(observe(run_of(w[:, None])).scale[0]) for w in (calm, spike, late, bounce)]
+    np.testing.assert_allclose(scales, [16, 8, 66, 1.6], rtol=1e-4)
+    short = observe(run_of(np.array([[0.0], [1.0], [3.0]])))  # too short for an eighth: the last save is its own
+    np.testing.assert_allclose(short.scale, 1.5, rtol=1e-5)
+
+
 def test_nothing_after_the_last_observed_save_is_read():
     run, last = first(small_runs()), 8
     poison = lambda leaf: leaf.at[last + 1 :].set(jnp.nan) if leaf.ndim and leaf.dtype.kind == "f" else leaf
@@ -230,10 +242,10 @@ def test_what_is_withheld_is_not_seen():
     runs = small_runs()
     windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
-    assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [14] * 6
+    assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [10] * 6
     flags = np.asarray(windows.context.run[:, -22:-19])  # mu, nu, trace: before two more, and the motion of all weights
     np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
-    expected = cut(hidden, (0.7,)).context
+    expected = cut(hidden, (0.5,)).context
     np.testing.assert_allclose(windows.context.directions[24:], expected.directions, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(windows.context.coordinate[24:], expected.coordinate, rtol=1e-5, atol=1e-5)

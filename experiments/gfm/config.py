@@ -37,10 +37,10 @@ class Config:
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
-    field_steps: int = 7500
+    field_steps: int = 5000
     function_steps: int = 400
-    function_images: int = 1152
-    """Training images on which the field in function space is fitted."""
+    train_images: int = 1152
+    """Training images on which the fields see the loss: its landscape, and that of the fit in function space."""
     nowcast_steps: int = 400
     synthetic: tuple[str, ...] = ("gd", "momentum", "rmsprop", "adam")
     """Optimizers of the linear regressions."""
@@ -67,7 +67,7 @@ PRESETS = {
         fit_seeds=1,
         field_steps=60,
         function_steps=20,
-        function_images=128,
+        train_images=128,
         nowcast_steps=20,
         synthetic=("gd",),
         synthetic_steps=20,
@@ -86,7 +86,7 @@ PRESETS = {
         more_optimizer_seeds=(20, 20, 20),
         field_steps=20_000,
         function_steps=2000,
-        function_images=2048,
+        train_images=2048,
         nowcast_steps=5000,
         synthetic_steps=2000,
         batch_rows=16_384,

@@ -14,7 +14,7 @@ from gfm_jax.methods import gate
 from gfm_jax.pytrees import map_rows, unravel
 from gfm_jax.trajectories import Windows, cut, horizon_at, merge, prefix_of, save_at
 
-__all__ = ["Cohort", "Judge", "Score", "cohorts", "forecast_cohort", "gated", "loss_on", "observed", "seconds_each"]
+__all__ = ["Cohort", "Judge", "Score", "cohorts", "forecast_cohort", "gated", "loss_on", "observed", "stopwatch"]
 
 MAX_LOSS = 2.0  # a run that ends above this final training loss has not been trained
 
@@ -43,7 +43,6 @@ class Score(NamedTuple):
     test_accuracy: np.ndarray
     covered: np.ndarray | None
     forwards: int
-    seconds: float
 
 
 def cohorts(batches: Sequence[Batch]) -> tuple[list[Cohort], int]:
@@ -69,9 +68,12 @@ def cohorts(batches: Sequence[Batch]) -> tuple[list[Cohort], int]:
     return found, dropped
 
 
-def observed(cohort: Cohort, fractions: Sequence[float], withheld: Sequence[Sequence[str]] = ()) -> Windows:
-    """Every run of a cohort cut at every fraction, with all that was recorded of it, and again with parts withheld."""
-    windows = [cut(runs, fractions, withheld=withheld) for runs, _ in cohort.batches]
+def observed(
+    cohort: Cohort, fractions: Sequence[float], withheld: Sequence[Sequence[str]] = (), loss: Callable | None = None
+) -> Windows:
+    """Every run of a cohort cut at every fraction, with all that was recorded of it and the landscape of a loss, and again
+    with parts withheld."""
+    windows = [cut(runs, fractions, withheld=withheld, loss=loss) for runs, _ in cohort.batches]
     every = []
     for part, (runs, kept) in zip(windows, cohort.batches, strict=True):
         starts = np.arange(0, len(part.run), len(runs.finite))
@@ -114,18 +116,22 @@ _forecast_quickly_compiled = jax.jit(
 )
 
 
-def seconds_each(forecaster: Forecaster, params, cohort: Cohort, prefix: float) -> float:
-    """How long the forecast of one run takes once compiled: the median of several."""
+def stopwatch(forecaster: Forecaster, params, cohort: Cohort, prefix: float) -> Callable[[], float]:
+    """Compiles the forecast of one run, and returns a function that says how many seconds it takes: the median of several."""
     last = save_at(cohort.runs, prefix)
     first = jax.tree.map(lambda leaf: leaf[0], cohort.runs)
     run = (prefix_of(first, last), horizon_at(first, -1))
     forecast = jax.jit(forecaster.forecast).lower(params, *run).compile()
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        jax.block_until_ready(forecast(params, *run))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+
+    def seconds():
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            jax.block_until_ready(forecast(params, *run))
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    return seconds
 
 
 def loss_on(task: Task, split: str, part: slice = slice(None)) -> Callable:
@@ -144,7 +150,7 @@ class Judge:
         self.cohort = cohort
         self.test = jax.jit(lambda weights: map_rows(test, weights, batch_size=16))
 
-    def score(self, forecast: Forecast, prefix: float, forwards: int = 0, seconds: float = 0.0) -> Score:
+    def score(self, forecast: Forecast, prefix: float, forwards: int = 0) -> Score:
         runs = self.cohort.runs
         last, final = runs.weights[:, save_at(runs, prefix)], runs.weights[:, -1]
         forecast = jax.tree.map(np.asarray, forecast)
@@ -162,7 +168,6 @@ class Judge:
             test_accuracy=np.asarray(evaluated["accuracy"]),
             covered=covered,
             forwards=forwards,
-            seconds=seconds,
         )
 
 

@@ -3,12 +3,15 @@
 import pathlib
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm.auto import tqdm
 
-from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, seconds_each
+from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, stopwatch
+from experiments.gfm.exam import Ledger, prepare
+from experiments.gfm.fields import learn_fields
 from experiments.gfm.figures import draw_all
-from experiments.gfm.learn import Ledger, learn
+from experiments.gfm.histories import learn_histories
 from experiments.gfm.noise import noise_floor
 from experiments.gfm.synthetic import forecast_regressions
 from experiments.gfm.tables import HELD_OUT, arrays_of, markdown, tabulate
@@ -43,26 +46,32 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     batches = _record(config, tasks, held_out, "record the runs that are held out")
     groups, dropped = cohorts(batches)
     judges = [Judge(cohort) for cohort in groups]
-    ledger = Ledger({}, {})
+    ledger = Ledger({}, {}, {})
     print(f"{len(held_out)} runs held out; {dropped} of them diverged or were never trained, and are left out below")
     folder.add("zoo", "held out", runs=len(held_out), dropped=dropped)
     _forecast_simply(config, groups, judges, ledger)
     for split in HELD_OUT:
         print(markdown(ledger, groups, split, config.prefixes), flush=True)
-    _time_simple_ways(config, groups, ledger)
 
     training = [spec for spec in specs if spec.split == "train"]
     batches = _record(config, tasks, training, "record the runs to learn from")
     noise_floor(config, tasks, folder)
     train, dropped = cohorts(batches)
     folder.add("zoo", "train", runs=len(training), dropped=dropped)
-    flow_map = learn(config, train, groups, judges, ledger, folder.path / "checkpoints")
-    forecast_regressions(folder, config)
+    exam = prepare(config, train, groups, judges, folder.path / "checkpoints")
+    with ThreadPoolExecutor(1) as beside:  # what the fields do not need
+        others = [beside.submit(learn_histories, exam), beside.submit(_time_simple_ways, config, groups, ledger)]
+        others.append(beside.submit(forecast_regressions, folder, config))
+        fields, flow_map = learn_fields(exam, ledger)
+        histories, *_ = [other.result() for other in others]
+    for part in (histories, fields):
+        for all_rows, rows in zip(ledger, part, strict=True):
+            all_rows.update(rows)
 
     tabulate(folder, ledger, groups, config.prefixes)
     for table in dict.fromkeys(row.table for row in folder.rows):
         print("\n" + folder.table(table))
-    arrays = arrays_of(ledger, groups, config.prefixes, flow_map)
+    arrays = arrays_of(ledger, exam, config.prefixes, flow_map)
     folder.save_arrays(arrays)
     draw_all(folder.path, arrays)
     folder.finish("Forecasting where training runs end", command)
@@ -94,7 +103,4 @@ def _forecast_simply(config, groups, judges, ledger):
 
 def _time_simple_ways(config, groups, ledger):
     for row, forecaster in SIMPLE.items():
-        seconds = seconds_each(forecaster, (), groups[0], config.prefixes[0])
-        for prefix in config.prefixes:
-            scores = ledger.scores[row, prefix][0]
-            ledger.scores[row, prefix] = [[score._replace(seconds=seconds) for score in scores]]
+        ledger.stopwatches[row] = stopwatch(forecaster, (), groups[0], config.prefixes[0])

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from experiments.gfm.evaluate import Cohort, forecast_cohort, observed
-from experiments.gfm.learn import Fields, Ledger
+from experiments.gfm.evaluate import Cohort, forecast_cohort
+from experiments.gfm.exam import Exam, Ledger
+from experiments.gfm.fields import Fitted
 from experiments.gfm.zoo import SPLITS
 from gfm_jax.methods import baselines, forecast_windows
 from gfm_jax.trajectories import save_at
@@ -24,9 +25,7 @@ def _means(seeds, groups, split):
             if values[0] is not None:
                 runs = np.concatenate([v[i] for v, i in zip(values, inside, strict=True)])
                 metrics.setdefault(metric, []).append(runs.mean())
-    sizes = [i.sum() for i in inside]
     metrics["forwards"] = [results[0].forwards for results in seeds]
-    metrics["seconds"] = [np.average([r.seconds for r in results], weights=sizes) for results in seeds]
     return metrics
 
 
@@ -41,12 +40,14 @@ def _rows(ledger: Ledger, groups: list[Cohort], split: str, prefix: float):
 
 
 def tabulate(folder, ledger: Ledger, groups: list[Cohort], prefixes) -> None:
-    """Adds a table for every split and prefix, and the coverage of the intervals."""
+    """Adds a table for every split and prefix, the coverage of the intervals, and the seconds of a forecast."""
+    seconds = {row: stopwatch() for row, stopwatch in ledger.stopwatches.items()}
     for split in ("validation", *HELD_OUT):
         for prefix in prefixes:
             for row, metrics in _rows(ledger, groups, split, prefix).items():
                 covered = metrics.pop("covered", None)
-                folder.add(f"forecast/{split}/{prefix}", row, **metrics)
+                timed = {"seconds": seconds[row]} if row in seconds else {}
+                folder.add(f"forecast/{split}/{prefix}", row, **metrics, **timed)
                 if covered is not None:
                     folder.add(f"calibration/{split}", row, **{f"coverage/{prefix}": covered})
 
@@ -62,8 +63,9 @@ def markdown(ledger: Ledger, groups: list[Cohort], split: str, prefixes) -> str:
     return "\n".join(lines)
 
 
-def arrays_of(ledger: Ledger, groups: list[Cohort], prefixes, flow_map: Fields) -> dict[str, np.ndarray]:
+def arrays_of(ledger: Ledger, exam: Exam, prefixes, flow_map: Fitted) -> dict[str, np.ndarray]:
     """What the figures are drawn from: the metrics of every run, errors by horizon, and one run with its forecasts."""
+    groups = exam.groups
     arrays = {"prefixes": np.array(prefixes), "splits": np.array(HELD_OUT)}
     for (row, prefix), seeds in ledger.scores.items():
         for metric in METRICS:
@@ -74,7 +76,7 @@ def arrays_of(ledger: Ledger, groups: list[Cohort], prefixes, flow_map: Fields) 
     arrays["split"] = np.array([spec.split for group in groups for spec in group.specs])
     group, prefix = next(group for group in groups if any(spec.split == "seed" for spec in group.specs)), prefixes[0]
     inside = np.flatnonzero([spec.split == "seed" for spec in group.specs])
-    arrays |= _by_horizon(group, inside, prefix, flow_map)
+    arrays |= _by_horizon(group, exam.asked[prefix][groups.index(group)], inside, prefix, flow_map)
     # Shown: the seed-split run with median error, so that the figure flatters nobody.
     errors = ledger.scores["gfm_flow_map", prefix][-1][groups.index(group)].rel_mse[inside]
     shown = inside[np.argsort(errors)[len(errors) // 2]]
@@ -90,12 +92,11 @@ def arrays_of(ledger: Ledger, groups: list[Cohort], prefixes, flow_map: Fields) 
     return arrays
 
 
-def _by_horizon(group: Cohort, inside, prefix, flow_map: Fields, num: int = 8):
+def _by_horizon(group: Cohort, window, inside, prefix, flow_map: Fitted, num: int = 8):
     """Relative squared error of forecasts of nearer and farther saves, [horizons, runs], from one prefix."""
     simple = {"lawa": baselines.lawa(), "lawa_half_log": baselines.lawa_half_log(), "log_time": baselines.log_time()}
     last, final = save_at(group.runs, prefix), group.runs.step.shape[1] - 1
     saves = np.unique(np.round(np.geomspace(last + 1, final, num)).astype(int))
-    window = observed(group, (prefix,))
     weights, squared = group.runs.weights, lambda x: (np.asarray(x)[inside] ** 2).sum(-1)
     errors = {}
     for save in saves:

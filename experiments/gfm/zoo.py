@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from experiments.side_by_side import side_by_side
 from gfm_jax.base import Network, Task, Trajectory
 from gfm_jax.datasets import load
 from gfm_jax.networks import CNN, MLP
@@ -128,15 +129,20 @@ def _init(module, shape, key):
 
 def record_zoo(config, tasks, specs, progress) -> list[Batch]:
     """Records runs, one compiled call a structure."""
-    batches = []
-    for network, optimizer in sorted({(spec.network, spec.optimizer) for spec in specs}):
-        chosen = [spec for spec in specs if (spec.network, spec.optimizer) == (network, optimizer)]
+
+    def batch(structure):
+        network, optimizer = structure
+        chosen = [spec for spec in specs if (spec.network, spec.optimizer) == structure]
         rates = [SCHEDULES[spec.schedule](spec.peak_rate, config.num_steps) for spec in chosen]
         rates = np.stack([np.broadcast_to(rate(np.arange(config.num_steps)), config.num_steps) for rate in rates])
         seeds = np.array([spec.seed for spec in chosen])
         runs = record_structure(config, tasks[network], network, OPTIMIZERS[optimizer], seeds, rates)
-        progress(len(chosen))
-        batches.append(Batch(chosen, tasks[network], runs))
+        return Batch(chosen, tasks[network], runs)
+
+    batches = []
+    for done in side_by_side(batch, sorted({(spec.network, spec.optimizer) for spec in specs})):
+        progress(len(done.specs))
+        batches.append(done)
     return batches
 
 

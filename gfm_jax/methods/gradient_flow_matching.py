@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from gfm_jax.base import Context, Forecast, Forecaster, Horizon, Layout, Trajectory
-from gfm_jax.fields import FieldParams, Move, cautious, init_field, jump, move
+from gfm_jax.fields import FieldParams, Move, init_field, jump, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.paths import interpolate, linear
@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
       head: "coordinate" (coefficients for every weight) or "tensor" (for every tensor: cheap, and nearly as good).
       widths: of the field's network.
       fractions: shares of a run that are observed in training.
-      withheld: parts of the record that are hidden in turn from a third of the windows, so that the field learns to do
+      withheld: parts of the record that are hidden in turn from some of the windows, so that the field learns to do
         without: what another optimizer does not have, or a user did not record.
       num_steps, batch_size, peak_rate, weight_decay: of the fit in weight space, by AdamW on a cosine.
       share_now: share of pairs that start at the last observed save; the others start beyond it.
@@ -44,7 +44,6 @@ class Recipe(NamedTuple):
       tube: width, in units of the context's scale, of the Gaussian tube round the path in which a velocity is learned: what
         only ever stood on a path does not know the way back to it, and its solution drifts off.
       solver_steps: steps of Heun's method that follow a velocity.
-      caution: how much a flow map shortens the forecast of a run whose error it expects to be large; see `fields.cautious`.
       coverage: of the intervals.
     """
 
@@ -55,9 +54,10 @@ class Recipe(NamedTuple):
     withheld: tuple[tuple[str, ...], ...] = (
         ("mu", "trace"),
         ("state",),
-        ("state", "gradient", "loss", "mean_weights"),
+        ("landscape",),
+        ("state", "gradient", "loss", "mean_weights", "landscape"),
     )
-    num_steps: int = 7500
+    num_steps: int = 5000
     batch_size: int = 2048
     peak_rate: float = 3e-3
     weight_decay: float = 0.15
@@ -69,16 +69,16 @@ class Recipe(NamedTuple):
     weight: float = 0.15
     tube: float = 2.0
     solver_steps: int = 4
-    caution: float = 0.1
     coverage: float = 0.9
 
 
 class Params(NamedTuple):
-    """The field, the half width of its intervals, and the layouts that it was fitted to."""
+    """The field, the half width of its intervals, the layouts that it was fitted to, and whether their loss was surveyed."""
 
     field: FieldParams
     half_width: HalfWidth | None
     layouts: tuple[Layout, ...]
+    surveyed: Float[Array, ""] | float
 
 
 def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster:
@@ -95,9 +95,11 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
       **choices: any other field of `Recipe`.
 
     Returns:
-      `fit(key, runs, losses=None, *, calibration=None, start=None, folder=None, mesh=None, progress=None)`, where `losses` is
-      needed by the objective in function space, `calibration` are runs held out to calibrate intervals (without them
-      there are none), and `start` are parameters to go on from; and `forecast(params, prefix, horizon)`.
+      `fit(key, runs, losses=None, *, calibration=None, start=None, folder=None, mesh=None, progress=None)`, where
+      `calibration` are runs held out to calibrate intervals (without them there are none), and `start` are parameters to
+      go on from; and `forecast(params, prefix, horizon)`. With `losses`, on data that the runs were trained on, the field
+      also learns from their landscape, and forecasts best for a prefix that `trajectories.survey` looked around; the
+      objective in function space needs them. Runs for calibration are surveyed by the loss of the batch of their layout.
 
     Raises:
       ValueError: for an unknown objective, head or choice.
@@ -140,16 +142,16 @@ def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Array
 
 def run_displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
     """Displacement of every weight of a run, and its expected error, in the units of the weights."""
-    scale = step.context.scale
     moved, log_error = displacement(recipe, field, step)
-    error = scale * jnp.exp(log_error)
     if recipe.objective == "velocity":
-        return scale * solved_displacement(recipe, field, step), error
-    return cautious(scale * moved, error, recipe.caution), error
+        moved = solved_displacement(recipe, field, step)
+    return step.context.scale * moved, step.context.scale * jnp.exp(log_error)
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
     prefix = check_prefix(prefix, horizon, params.layouts)
+    if prefix.landscape is not None:  # what was fitted without must not see one
+        prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
     return _from_context(recipe, params, observe(prefix), horizon_at(prefix, -1), horizon)
 
 
@@ -168,7 +170,7 @@ def forecast_windows(recipe: Recipe, params: Params, windows: Windows, save: int
     all optimizers of a layout."""
     # Only these choices matter once a field is fitted; the others would only make it compile again.
     objective = "velocity" if recipe.objective == "velocity" else "flow_map"
-    recipe = Recipe(objective, recipe.head, recipe.widths, solver_steps=recipe.solver_steps, caution=recipe.caution)
+    recipe = Recipe(objective, recipe.head, recipe.widths, solver_steps=recipe.solver_steps)
     return _forecast_windows(recipe, params._replace(layouts=()), windows, save)
 
 
@@ -198,11 +200,11 @@ def _fit(
     progress: str | None = None,
 ) -> Params:
     in_function_space = recipe.objective == "function_space"
-    if in_function_space and (losses is None or len(losses) != len(runs)):
+    if (in_function_space or losses is not None) and len(losses or ()) != len(runs):
         raise ValueError(
             f"losses: expected one for each of the {len(runs)} batches of runs, got {losses and len(losses)}"
         )
-    windows = cut_all(runs, recipe.fractions, recipe.withheld)
+    windows = cut_all(runs, recipe.fractions, recipe.withheld, losses)
     key_init, key_fit, key_function = jax.random.split(key, 3)
     layouts = tuple(dict.fromkeys(part.layout for part in runs))
     options = {"mesh": mesh, "progress": progress}
@@ -221,10 +223,12 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    params = Params(field, None, layouts)
+    surveyed = max(float(part.context.directions[..., -1].any()) for part in windows)  # the last is of the landscape
+    params = Params(field, None, layouts, surveyed)
     if not calibration:
         return params
-    held_out = cut_all(calibration, recipe.fractions)
+    loss_of = {} if losses is None else dict(zip((part.layout for part in runs), losses, strict=True))
+    held_out = cut_all(calibration, recipe.fractions, losses=[loss_of.get(part.layout) for part in calibration])
     return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
 
 

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Forecast, Forecaster
 from gfm_jax.losses import relative_l1
 from gfm_jax.networks import LSTM, MLP, Transformer
-from gfm_jax.pytrees import segment_ids
 from gfm_jax.training import fit as minimise
-from gfm_jax.trajectories import check_prefix, cut_all, draw_pairs
+from gfm_jax.trajectories import check_prefix, cut_all, draw_pairs, observe
 
 __all__ = ["introspection", "lstm", "transformer", "wnn"]
 
@@ -88,8 +87,8 @@ def transformer(**schooling) -> Forecaster:
 def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
     """A forecaster of each weight from `num_points` even points of its history and the log of the horizon.
 
-    Lengths are in units of how far the weight's tensor moved in the second half of the prefix, errors relative to how far
-    the run moved: the same units and the same loss as the fields of this library have.
+    Lengths are in units of how far the weight's tensor has lately moved, errors relative to how far the run moved: the same
+    units and the same loss as the fields of this library have.
     """
 
     def history(weights, step, last, unit):
@@ -130,10 +129,7 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
     def forecast(params, prefix, horizon):
         prefix = check_prefix(prefix, horizon, ())
         weights = prefix.weights.astype(jnp.float32)
-        segment, num = segment_ids(prefix.layout), len(prefix.layout.sizes)
-        half = jnp.argmin(jnp.abs(prefix.step / prefix.step[-1] - 0.5))
-        squares = jax.ops.segment_sum((weights[-1] - weights[half]) ** 2, segment, num)
-        unit = jnp.sqrt(jnp.maximum(squares / jnp.array(prefix.layout.sizes), 1e-24))[segment]
+        unit = observe(prefix).scale
         of_weight = functools.partial(history, step=prefix.step.astype(jnp.float32), last=len(prefix.step) - 1)
         past = jax.vmap(lambda w, unit: of_weight(w, unit=unit), in_axes=(1, 0))(weights, unit)
         ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)

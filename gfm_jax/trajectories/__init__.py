@@ -1,6 +1,7 @@
 """Training runs as data: recorded, cut into windows, kept on disk."""
 
 from gfm_jax.trajectories.context import DIRECTIONS, line_weights, observe
+from gfm_jax.trajectories.landscape import landscape, survey
 from gfm_jax.trajectories.recorder import PARTS, optimizer_slots, record, record_many, save_steps
 from gfm_jax.trajectories.storage import CorruptRecording, open_recording, record_to_disk, verify
 from gfm_jax.trajectories.windows import (
@@ -27,6 +28,7 @@ __all__ = [
     "draw_pairs",
     "draw_windows",
     "horizon_at",
+    "landscape",
     "line_weights",
     "merge",
     "observe",
@@ -38,5 +40,6 @@ __all__ = [
     "record_to_disk",
     "save_at",
     "save_steps",
+    "survey",
     "verify",
 ]

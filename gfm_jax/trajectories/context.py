@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
 from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
+from gfm_jax.trajectories.landscape import NUM_KRYLOV
 from gfm_jax.trajectories.motion import grams, log_ratio, motion, recent_steps, since
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
@@ -21,7 +22,11 @@ DIRECTIONS = (
     "average",  # towards the mean of the last eighth
     "optimizer",  # the optimizer's own direction
     "descent",  # against the gradient
+    *(
+        f"krylov_{k}" for k in range(NUM_KRYLOV)
+    ),  # down the quadratic model of the loss, where its landscape was surveyed
 )
+PACED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_7_8", "since_second_last"))
 POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
 
 
@@ -50,7 +55,9 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
       last: index of the last observed save, at least 1; by default the run's last.
 
     Returns:
-      Its context; lengths are in units of `scale`, how far each tensor moved in the second half of the prefix.
+      Its context; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
+      pace of its second half, its last eighth or its last two saves, whichever is the least. So a spike of the loss does
+      not remain the measure of a run that has since come to rest.
 
     Raises:
       ValueError: for fewer than two saves, or without weights or layout.
@@ -93,8 +100,11 @@ def context(seen: Evidence, layout: Layout) -> Context:
     segment = jnp.asarray(segment_ids(layout))
     rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
     of_weights = lambda x: x[..., segment]
-    scale = jnp.maximum(rms(moved[4]), TINY)
-    by_optimizer = jnp.stack([seen.optimizer, seen.descent])
+    paced = jnp.array(PACED)
+    age = 1 - seen.progress[past[paced]][:, None]
+    pace = jnp.where(age > 0, 0.5 * rms(moved[paced]) / jnp.maximum(age, TINY), jnp.inf)
+    scale = jnp.maximum(pace.min(0), 1e-4 * rms(moved[4]) + TINY)
+    by_optimizer = jnp.concatenate([seen.optimizer[None], seen.descent[None], seen.krylov])
     of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
     directions = jnp.concatenate([moved / of_weights(scale), of_unit_size])
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gfm_jax.base import Trajectory
+from gfm_jax.base import Landscape, Trajectory
+from gfm_jax.trajectories.landscape import unknown_landscape
 
 __all__ = ["TINY", "Evidence", "Record", "complete", "evidence"]
 
@@ -26,6 +27,7 @@ class Evidence(NamedTuple):
       average: mean over the last eighth of the prefix.
       optimizer, descent: the optimizer's own direction, and the negative gradient.
       second_moment: the running mean of squared gradients.
+      krylov: directions that the landscape of the loss opens.
       run: features of the run.
     """
 
@@ -40,11 +42,12 @@ class Evidence(NamedTuple):
     optimizer: Float[Array, " dim"]
     descent: Float[Array, " dim"]
     second_moment: Float[Array, " dim"]
+    krylov: Float[Array, "k dim"]
     run: Float[Array, " features"]
 
 
 class Record(NamedTuple):
-    """A run in one form, whatever was recorded of it; `gradient`, `mu`, `nu` and `trace` at the last observed save only.
+    """A run in one form, whatever was recorded of it; the slots, `gradient` and `landscape` at the last observed save only.
 
     Attributes:
       square: mean squared gradient of every save.
@@ -62,6 +65,7 @@ class Record(NamedTuple):
     mu: Float[Array, "*runs dim"]
     nu: Float[Array, "*runs dim"]
     trace: Float[Array, "*runs dim"]
+    landscape: Landscape
     flags: Float[Array, "*runs 5"]
 
 
@@ -80,6 +84,7 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
         weights=run.weights,
         mean_weights=run.weights if run.mean_weights is None else run.mean_weights,
         gradient=zero if run.gradient is None else run.gradient[..., last, :].astype(jnp.float32),
+        landscape=unknown_landscape(zero) if run.landscape is None else run.landscape,
         flags=jnp.broadcast_to(jnp.array(flags, jnp.float32), (*run.step.shape[:-1], len(flags))),
         **slots,
     )
@@ -116,19 +121,21 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         optimizer=-first_moment / jnp.where(has["nu"], jnp.sqrt(run.nu) + 1e-8, 1),
         descent=-run.gradient,
         second_moment=run.nu,
+        krylov=run.landscape.krylov,
         run=_of_run(run, time, progress, last),
     )
 
 
 def _of_run(run, time, progress, last):
-    """The loss and the gradient and how they have lately changed, the learning rate against its mean, and what was
-    recorded."""
+    """The loss and the gradient and how they have lately changed, the learning rate against its mean, the landscape's, and
+    what was recorded."""
     log_loss = jnp.log(run.loss.astype(jnp.float32) + 1e-6)
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
     rate = run.rate.astype(jnp.float32)
     before = [jnp.argmin(jnp.abs(progress - share)) for share in (0.25, 0.5, 0.75, 0.875)]
     before += [jnp.maximum(last - 2, 0), jnp.maximum(last - 1, 0)]
     levels, gradients = (_levels(x, progress, last) for x in (log_loss, log_square))
+    landscape = run.landscape
     features = [
         log_loss[last],
         *(log_loss[last] - log_loss[save] for save in before),
@@ -139,6 +146,9 @@ def _of_run(run, time, progress, last):
         *jnp.diff(gradients),
         log_square[last] - gradients[-1],
         rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY),
+        landscape.known * jnp.log(landscape.loss + 1e-6),
+        landscape.known * jnp.log(jnp.mean(landscape.gradient**2) + TINY),
+        landscape.known,
         *run.flags,
     ]
     return jnp.stack([jnp.asarray(feature, jnp.float32) for feature in features])

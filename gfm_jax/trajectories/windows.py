@@ -1,7 +1,7 @@
 """Cuts of runs: an observed prefix, and a horizon ahead of it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
 from gfm_jax.trajectories.context import context
 from gfm_jax.trajectories.evidence import complete, evidence
+from gfm_jax.trajectories.landscape import landscape, metric
 
 __all__ = [
     "Pairs",
@@ -88,9 +89,9 @@ def save_at(run: Trajectory, fraction: float) -> int:
 
 
 def prefix_of(run: Trajectory, last: int) -> Trajectory:
-    """A run, or a batch of them, as it was known at save `last`."""
+    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not."""
     by_save = run.step.ndim - 1
-    known = run._replace(finite=None, layout=None)
+    known = run._replace(finite=None, layout=None, landscape=None)
     known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
     return known._replace(layout=run.layout)
 
@@ -141,24 +142,34 @@ def check_prefix(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layout]
 
 
 def cut(
-    runs: Trajectory, fractions: Sequence[float], *, withheld: Sequence[Sequence[str]] = (), chunk: int = 64
+    runs: Trajectory,
+    fractions: Sequence[float],
+    *,
+    withheld: Sequence[Sequence[str]] = (),
+    loss: Callable[[Array], Array] | None = None,
+    chunk: int = 64,
 ) -> Windows:
-    """Windows of a batch of runs of one layout: one a run and fraction, and with `withheld` some more.
+    """Windows of a batch of runs of one layout: one a run and fraction, and one more a run and set of `withheld`.
 
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
-      withheld: sets of parts ("gradient", "loss", ...) and slots ("mu", ...) of the record; every second fraction is cut
-        once more with one of them hidden, in turn: what is fitted to these windows learns to do without.
+      withheld: sets of parts ("gradient", "loss", "landscape", ...) and slots ("mu", ...) of the record; for each of them
+        one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
+        without.
+      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its landscape is surveyed at every cut.
       chunk: how many contexts are worked out side by side.
     """
     num_runs = runs.step.shape[0]
-    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None))
-    cuts = [(save_at(runs, fraction), moving) for fraction in fractions]
-    if withheld:
-        cuts += [(last, hide(moving, withheld[i % len(withheld)])) for i, (last, _) in enumerate(cuts[::2])]
+    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
+    cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
+    cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
     saves, parts = [last for last, _ in cuts], []
-    for last, known in cuts:
+    for last, names in cuts:
+        known = hide(moving, names)
+        if loss is not None and "landscape" not in names:
+            around = _landscapes(loss, known.weights[:, last].astype(jnp.float32), metric(known, last))
+            known = known._replace(landscape=around)
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -176,16 +187,23 @@ def cut(
 
 def hide(run: Trajectory, names: Sequence[str]) -> Trajectory:
     """A run, or a batch of them, as if the named parts and slots of the optimizer had not been recorded."""
-    optional = ("mean_weights", "gradient", "state", "learning_rate", "loss")
+    optional = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")
     state = {slot: array for slot, array in (run.state or {}).items() if slot not in names}
     return run._replace(state=state or None)._replace(**{name: None for name in optional if name in names})
 
 
 def cut_all(
-    runs: Sequence[Trajectory | Windows], fractions: Sequence[float], withheld: Sequence[Sequence[str]] = ()
+    runs: Sequence[Trajectory | Windows],
+    fractions: Sequence[float],
+    withheld: Sequence[Sequence[str]] = (),
+    losses: Sequence[Callable | None] | None = None,
 ) -> list[Windows]:
-    """Windows of every batch of runs; a batch that is cut already is left as it is."""
-    return [part if isinstance(part, Windows) else cut(part, fractions, withheld=withheld) for part in runs]
+    """Windows of every batch of runs, each with its loss; a batch that is cut already is left as it is."""
+    losses = [None] * len(runs) if losses is None else losses
+    return [
+        part if isinstance(part, Windows) else cut(part, fractions, withheld=withheld, loss=loss)
+        for part, loss in zip(runs, losses, strict=True)
+    ]
 
 
 def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
@@ -213,6 +231,12 @@ def _evidence(records, last):
         return evidence(record, last), jnp.sum((weights - weights[last]) ** 2, axis=-1)
 
     return jax.vmap(one)(records)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _landscapes(loss, weights, metrics):
+    # One after the other: a convolution by many sets of weights at once is slower than as many convolutions.
+    return jax.lax.map(lambda at: landscape(loss, *at), (weights, metrics))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)

@@ -1,0 +1,175 @@
+"""What the loss around the last weights adds: exact on quadratics, optional everywhere."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import run_of, small_runs, small_task
+
+from gfm_jax.base import Landscape
+from gfm_jax.methods import gradient_flow_matching
+from gfm_jax.pytrees import unravel
+from gfm_jax.trajectories import DIRECTIONS, cut, horizon_at, landscape, observe, prefix_of, survey
+
+FIELD = {"num_steps": 30, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
+
+
+def quadratic_loss(eigenvalues, seed=0):
+    """1/2 (w - m) H (w - m), with H of these eigenvalues, and its (H, m)."""
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))[0]
+    hessian, minimum = vectors @ np.diag(eigenvalues) @ vectors.T, rng.normal(size=len(eigenvalues))
+    return lambda w: 0.5 * (w - minimum) @ hessian @ (w - minimum), hessian, minimum
+
+
+TASK = small_task()
+
+
+def train_loss(weights):
+    return TASK.evaluate(unravel(jax.eval_shape(TASK.init, jax.random.key(0)), weights), TASK.data["train"])["loss"]
+
+
+def first(runs):
+    return jax.tree.map(lambda leaf: leaf[0], runs)
+
+
+@pytest.fixture
+def prefix():
+    return prefix_of(first(small_runs()), 10)
+
+
+def test_krylov_directions_span_the_powers_and_are_orthonormal():
+    loss, hessian, minimum = quadratic_loss(np.geomspace(0.1, 3, 9))
+    metric = np.geomspace(0.2, 2, 9)
+    with jax.enable_x64(True):
+        found = landscape(loss, jnp.zeros(9), jnp.array(metric))
+    krylov = np.asarray(found.krylov)
+    np.testing.assert_allclose(krylov / metric @ krylov.T, np.eye(4), atol=1e-10)
+    np.testing.assert_allclose(found.gradient, -hessian @ minimum, rtol=1e-10)
+    np.testing.assert_allclose(found.loss, loss(np.zeros(9)), rtol=1e-10)
+    power = -metric * np.asarray(found.gradient)
+    for k in range(4):
+        inside = krylov[: k + 1]
+        coefficients = inside / metric @ power
+        np.testing.assert_allclose(coefficients @ inside, power, rtol=1e-7, atol=1e-9)
+        assert coefficients[-1] > 1e-3  # not already in the span of those before, and never against it
+        power = metric * (hessian @ power)
+
+
+def test_gradient_flow_on_a_quadratic_never_leaves_the_span():
+    """With as many different eigenvalues as directions, wherever the flow is at any time."""
+    loss, hessian, minimum = quadratic_loss([0.1, 0.1, 0.5, 0.5, 0.5, 2.0, 2.0, 4.0])
+    with jax.enable_x64(True):
+        krylov = np.asarray(landscape(loss, jnp.zeros(8), jnp.ones(8)).krylov)
+    values, vectors = np.linalg.eigh(hessian)
+    for time in (0.3, 3.0, 30.0):
+        moved = vectors @ ((1 - np.exp(-values * time)) * (vectors.T @ minimum))
+        np.testing.assert_allclose(moved @ krylov.T @ krylov, moved, rtol=1e-6, atol=1e-8)
+
+
+def test_directions_know_no_units(prefix):
+    seen, scaled = (observe(survey(prefix, loss)) for loss in (train_loss, lambda w: 100 * train_loss(w)))
+    where = [i for i, name in enumerate(DIRECTIONS) if name.startswith("krylov")]
+    assert len(where) == 4
+    directions = np.asarray(seen.directions)[:, where]
+    np.testing.assert_allclose(directions, np.asarray(scaled.directions)[:, where], rtol=2e-3, atol=2e-3)
+    for tensor in range(len(prefix.layout.sizes)):
+        inside = np.asarray(seen.segment) == tensor
+        np.testing.assert_allclose((directions[inside] ** 2).mean(0), 1, rtol=1e-4)
+
+
+def test_without_a_survey_the_landscape_is_unknown(prefix):
+    around, blind = observe(survey(prefix, train_loss)), observe(prefix)
+    np.testing.assert_array_equal(blind.directions[:, -4:], 0)
+    assert float(around.run[-23]) == 1.0
+    assert float(blind.run[-23]) == 0.0
+    np.testing.assert_allclose(around.directions[:, :-4], blind.directions[:, :-4], rtol=1e-5, atol=1e-6)
+    assert prefix_of(survey(prefix, train_loss), 5).landscape is None  # it was that of a later save
+
+
+def test_an_end_of_training_has_a_landscape_too():
+    """Where the gradient is zero, and where weights have none."""
+    run = run_of(np.ones((5, 6)))
+    for loss in (lambda w: jnp.sum((w - 1) ** 2), lambda w: w[0] ** 2):
+        chex.assert_tree_all_finite(observe(survey(run, loss)))
+
+
+def test_windows_survey_every_cut(prefix):
+    runs = small_runs()
+    windows = cut(runs, (0.5,), withheld=(("landscape",), ("state",)), loss=train_loss)
+    expected = jax.vmap(lambda run: observe(survey(run, train_loss)))(prefix_of(runs, 10))
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.context), expected, **close)
+    blind = jax.tree.map(lambda leaf: leaf[6:12], windows.context)
+    chex.assert_trees_all_close(blind, cut(runs, (0.5,)).context, **close)
+    # without the second moment the directions are those of plain descent
+    plain = jax.vmap(lambda run: observe(survey(run, train_loss)))(prefix_of(runs._replace(state=None), 10))
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.context), plain, **close)
+    assert float(jnp.abs(plain.directions[..., -4:] - expected.directions[..., -4:]).max()) > 0.1
+
+
+def test_a_field_uses_the_landscape_that_it_was_fitted_with(prefix):
+    forecaster, horizon = gradient_flow_matching(**FIELD), horizon_at(first(small_runs()), -1)
+    surveyed = survey(prefix, train_loss)
+    blind = forecaster.fit(jax.random.key(0), [small_runs()])
+    forecasts = [forecaster.forecast(blind, run, horizon).weights for run in (prefix, surveyed)]
+    np.testing.assert_array_equal(*forecasts)
+    seeing = forecaster.fit(jax.random.key(0), [small_runs()], [train_loss])
+    forecasts = [forecaster.forecast(seeing, run, horizon).weights for run in (prefix, surveyed)]
+    assert float(jnp.abs(forecasts[0] - forecasts[1]).max()) > 1e-4
+
+
+def test_the_landscape_tells_what_a_prefix_cannot():
+    """One-dimensional valleys with random minima: until it is cut, no run has moved in half of its weights."""
+
+    def run_towards(minimum):
+        shares = jnp.concatenate([jnp.linspace(0, 0.5, 9), jnp.linspace(0.6, 1, 8)])[:, None]
+        late = jnp.where(jnp.arange(17) < 9, 0.0, shares[:, 0])[:, None]
+        return jnp.concatenate([shares * minimum[:4], late * minimum[4:]], axis=1)
+
+    minima = np.random.default_rng(0).normal(size=(48, 8)).astype(np.float32)
+    runs = jax.vmap(lambda minimum: run_of(run_towards(minimum)))(minima)
+    prefixes = prefix_of(runs, 8)
+
+    def error(know):
+        about = lambda minimum: lambda w: jnp.sum((w - minimum) ** 2)
+        survey_one = lambda run, minimum: observe(survey(run, about(minimum)) if know else run)
+        seen = jax.vmap(survey_one)(prefixes, minima)
+        basis, target = (
+            np.asarray(seen.directions * seen.scale[..., None]),
+            np.asarray(runs.weights[:, -1] - runs.weights[:, 8]),
+        )
+        solve = lambda b, y: b @ np.linalg.lstsq(b, y, rcond=None)[0]
+        left = [np.sum((solve(b, y) - y) ** 2) / np.sum(y**2) for b, y in zip(basis, target, strict=True)]
+        return np.mean(left)
+
+    assert error(know=False) > 0.2
+    assert error(know=True) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda run: survey(run, lambda w: w), "loss: expected a scalar"),
+        (lambda run: survey(run._replace(weights=None), train_loss), "run: expected recorded weights"),
+        (
+            lambda run: gradient_flow_matching(**FIELD).fit(jax.random.key(0), [small_runs()], [train_loss] * 2),
+            "losses: expected one for each of the 1 batches",
+        ),
+    ],
+)
+def test_bad_input(call, match, prefix):
+    with pytest.raises(ValueError, match=match):
+        call(prefix)
+
+
+def test_runs_of_any_optimizer_can_be_surveyed():
+    for optimizer in (optax.sgd, optax.adam):
+        run = prefix_of(first(small_runs(optimizer)), 10)
+        around = survey(run, train_loss).landscape
+        assert isinstance(around, Landscape)
+        assert around.krylov.shape == (4, run.weights.shape[-1])
+        down = jax.jvp(train_loss, (run.weights[-1],), (around.krylov[0],))[1]
+        assert float(down) < 0
