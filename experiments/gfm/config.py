@@ -37,7 +37,7 @@ class Config:
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
-    field_steps: int = 5000
+    field_steps: int = 4000
     function_steps: int = 400
     train_images: int = 1152
     """Training images on which the fields see the loss: its landscape, and that of the fit in function space."""

@@ -57,7 +57,7 @@ class Recipe(NamedTuple):
         ("landscape",),
         ("state", "gradient", "loss", "mean_weights", "landscape"),
     )
-    num_steps: int = 5000
+    num_steps: int = 4000
     batch_size: int = 2048
     peak_rate: float = 3e-3
     weight_decay: float = 0.15
@@ -68,7 +68,7 @@ class Recipe(NamedTuple):
     function_rate: float = 5e-4
     weight: float = 0.15
     tube: float = 2.0
-    solver_steps: int = 4
+    solver_steps: int = 3
     coverage: float = 0.9
 
 

@@ -164,12 +164,15 @@ def cut(
     moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
     cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
-    saves, parts = [last for last, _ in cuts], []
+    saves, parts, surveyed = [last for last, _ in cuts], [], {}
     for last, names in cuts:
         known = hide(moving, names)
         if loss is not None and "landscape" not in names:
-            around = _landscapes(loss, known.weights[:, last].astype(jnp.float32), metric(known, last))
-            known = known._replace(landscape=around)
+            place = (last, "nu" in (known.state or {}))  # a landscape depends on nothing else
+            if place not in surveyed:
+                weights = known.weights[:, last].astype(jnp.float32)
+                surveyed[place] = _landscapes(loss, weights, metric(known, last))
+            known = known._replace(landscape=surveyed[place])
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
