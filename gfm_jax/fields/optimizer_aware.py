@@ -85,16 +85,16 @@ def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]
 def mix(
     coefficients: Float[Array, "*parts outputs"], step: Move, of_weights: Callable = lambda c: c
 ) -> Float[Array, "*n"]:
-    r"""The move that coefficients stand for, delta = sum_k c_k d_k + c_x x_s, in units of the context's scale.
+    r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the context's scale.
 
     Args:
-      coefficients: of the directions and of the displacement at s; what comes after them is not looked at.
-      step: the move.
+      coefficients: of the displacement at s and of the directions; what comes after them is not looked at.
+      step: the move; its context may lack the last directions, as if they were zero.
       of_weights: from one coefficient to that of every weight. Direction by direction: all of them at once would be as
         large as the directions themselves.
     """
     directions = jnp.moveaxis(step.context.directions, -1, 0)
-    sides = zip([*directions, step.x_s], jnp.moveaxis(coefficients, -1, 0), strict=False)
+    sides = zip([step.x_s, *directions], jnp.moveaxis(coefficients, -1, 0), strict=False)
     return sum(of_weights(coefficient) * direction for direction, coefficient in sides)
 
 
@@ -109,8 +109,8 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     if head == "coordinate" and whole_run:
         step = step._replace(context=rows(context))
     known = jnp.clip((features(head, step) - params.shift) / params.spread, -BOUND, BOUND)
-    network = Coefficients(context.directions.shape[-1] + 1, widths)
-    coefficients = network.apply(params.network, known)
+    num_outputs = params.network["params"]["output"]["bias"].shape[-1]
+    coefficients = Coefficients(num_outputs - 2, widths).apply(params.network, known)
     *_, residual, log_error = jnp.moveaxis(coefficients, -1, 0)
     if head == "coordinate":
         return mix(coefficients, step) + residual, log_error

@@ -18,7 +18,16 @@ from gfm_jax.paths import interpolate, linear
 from gfm_jax.pytrees import map_rows
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
-from gfm_jax.trajectories import Windows, check_prefix, cut_all, draw_pairs, draw_windows, horizon_at, observe
+from gfm_jax.trajectories import (
+    NUM_KRYLOV,
+    Windows,
+    check_prefix,
+    cut_all,
+    draw_pairs,
+    draw_windows,
+    horizon_at,
+    observe,
+)
 
 __all__ = ["OBJECTIVES", "Params", "Recipe", "calibrate", "forecast_windows", "gradient_flow_matching"]
 
@@ -152,7 +161,10 @@ def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horiz
     prefix = check_prefix(prefix, horizon, params.layouts)
     if prefix.landscape is not None:  # what was fitted without must not see one
         prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
-    return _from_context(recipe, params, observe(prefix), horizon_at(prefix, -1), horizon)
+    context = observe(prefix)
+    if prefix.landscape is None:  # its directions, the last ones, are zero: left out, they cost nothing
+        context = context._replace(directions=context.directions[:, :-NUM_KRYLOV])
+    return _from_context(recipe, params, context, horizon_at(prefix, -1), horizon)
 
 
 def _from_context(recipe, params, context, now, horizon) -> Forecast:

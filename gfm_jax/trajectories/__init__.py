@@ -1,7 +1,7 @@
 """Training runs as data: recorded, cut into windows, kept on disk."""
 
 from gfm_jax.trajectories.context import DIRECTIONS, line_weights, observe
-from gfm_jax.trajectories.landscape import landscape, survey
+from gfm_jax.trajectories.landscape import NUM_KRYLOV, landscape, survey
 from gfm_jax.trajectories.recorder import PARTS, optimizer_slots, record, record_many, save_steps
 from gfm_jax.trajectories.storage import CorruptRecording, open_recording, record_to_disk, verify
 from gfm_jax.trajectories.windows import (
@@ -19,6 +19,7 @@ from gfm_jax.trajectories.windows import (
 
 __all__ = [
     "DIRECTIONS",
+    "NUM_KRYLOV",
     "PARTS",
     "CorruptRecording",
     "Windows",

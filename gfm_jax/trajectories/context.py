@@ -9,7 +9,7 @@ from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
 from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
 from gfm_jax.trajectories.landscape import NUM_KRYLOV
-from gfm_jax.trajectories.motion import grams, log_ratio, motion, recent_steps, since
+from gfm_jax.trajectories.motion import grams, lengths, log_ratio, motion, recent_steps, since
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 
@@ -100,10 +100,10 @@ def context(seen: Evidence, layout: Layout) -> Context:
     segment = jnp.asarray(segment_ids(layout))
     rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
     of_weights = lambda x: x[..., segment]
-    paced = jnp.array(PACED)
-    age = 1 - seen.progress[past[paced]][:, None]
-    pace = jnp.where(age > 0, 0.5 * rms(moved[paced]) / jnp.maximum(age, TINY), jnp.inf)
-    scale = jnp.maximum(pace.min(0), 1e-4 * rms(moved[4]) + TINY)
+    gram, paced = grams(seen, layout), jnp.array(PACED)
+    age, length = 1 - seen.progress[past[paced]][:, None], lengths(gram, by_steps[paced])[:, :-1]
+    pace = jnp.where(age > 0, 0.5 * length / jnp.maximum(age, TINY), jnp.inf)
+    scale = jnp.maximum(pace.min(0), 1e-4 * length[0] + TINY)
     by_optimizer = jnp.concatenate([seen.optimizer[None], seen.descent[None], seen.krylov])
     of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
     directions = jnp.concatenate([moved / of_weights(scale), of_unit_size])
@@ -119,7 +119,7 @@ def context(seen: Evidence, layout: Layout) -> Context:
         log_ratio(relative, of_weights(rms(relative))),
         jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
     ]
-    *of_tensors, of_run = motion(seen, by_steps[:10], grams(seen, layout))
+    *of_tensors, of_run = motion(seen, by_steps[:10], gram)
     tensor = [
         jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
         jnp.stack(of_tensors),

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Layout
 from gfm_jax.trajectories.evidence import TINY, Evidence
 
-__all__ = ["grams", "log_ratio", "motion", "recent_steps", "since"]
+__all__ = ["grams", "lengths", "log_ratio", "motion", "recent_steps", "since"]
 
 
 def grams(seen: Evidence, layout: Layout) -> Float[Array, "parts rows rows"]:
@@ -36,6 +36,16 @@ def _rms(gram, a):
     return jnp.sqrt(jnp.maximum(_products(gram, a, a), 0))
 
 
+def lengths(gram: Float[Array, "parts rows rows"], moved: Float[Array, "k steps"]) -> Float[Array, "k parts"]:
+    """Root mean squares, over every part, of displacements given as sums over steps."""
+    return _rms(gram, _of_rows(gram, moved)).T
+
+
+def _of_rows(gram, of_steps):
+    """Combinations of steps as combinations of all rows."""
+    return jnp.pad(of_steps, ((0, 0), (0, gram.shape[-1] - of_steps.shape[-1])))
+
+
 def since(saves: Float[Array, "k saves"]) -> Float[Array, "k steps"]:
     r"""Sums over saves of displacements from the last one, as sums over steps.
 
@@ -62,9 +72,8 @@ def motion(
     """
     num_steps, num_rows = len(seen.steps), gram.shape[-1]
     optimizer, descent, root_square = jnp.eye(num_rows)[num_steps:]
-    of_rows = lambda of_steps: jnp.pad(of_steps, ((0, 0), (0, num_rows - num_steps)))
-    moved, recent = of_rows(moved), recent_steps(seen)
-    mean_step = of_rows((recent / recent.sum())[None])[0]
+    moved, recent = _of_rows(gram, moved), recent_steps(seen)
+    mean_step = _of_rows(gram, (recent / recent.sum())[None])[0]
     single = jnp.stack([moved[4], mean_step, optimizer, descent, root_square])
     way, mean_length, optimizer_length, descent_length, root_mean_square = _rms(gram, single).T
     scale = jnp.maximum(way, TINY)
