@@ -1,6 +1,8 @@
 """The learned fields: fitted several times, calibrated on the validation runs, and asked about the runs that are held out."""
 
+import functools
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -43,17 +45,22 @@ def learn_fields(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
             params = forecaster.fit(key, exam.windows, exam.losses, start=start, **progress(exam, row, seed))
             flow_map = params if row == "gfm_flow_map" else flow_map
             params, forecasts = _calibrated(forecaster, params, exam.groups, exam.asked)
-            ledger.stopwatches[row] = _stopwatch(forecaster, params, exam.asked[config.prefixes[-1]][-1])
+            windows, recipe = exam.asked[config.prefixes[-1]][-1], forecaster.fit.args[0]
+            as_compiled = params._replace(half_width=UNIT)  # as it was called for the calibration
+            forecast = functools.partial(forecast_windows, recipe, as_compiled, windows)
+            ledger.stopwatches[row] = _stopwatch(forecast, len(windows.run))
             for prefix, of_groups in forecasts.items():
                 enter(ledger, exam, row, prefix, of_groups)
             if row == "gfm_flow_map":
-                last = Fitted(forecaster.fit.args[0], params)
+                last = Fitted(recipe, params)
         for prefix in config.prefixes:
             best = ledger.forecasts["gfm_function_space", prefix]
             others = [[simple.forecasts[row, prefix][i].weights for row in GATED_ROWS] for i in range(len(best))]
             candidates = [_candidates(known, f.weights) for known, f in zip(others, best, strict=True)]
             chosen = [gated(loss, options) for loss, options in zip(gates, candidates, strict=True)]
             enter(ledger, exam, "gfm_gated", prefix, chosen, forwards=candidates[0].shape[1])
+        with_gate = lambda forecast=forecast, options=candidates[-1]: (forecast(), gated(gates[-1], options))
+        ledger.stopwatches["gfm_gated"] = _stopwatch(with_gate, len(candidates[-1]))
     return ledger, last
 
 
@@ -80,14 +87,13 @@ def _calibrated(forecaster, params, groups: list[Cohort], asked: dict[float, lis
     return params, {prefix: forecasts[i * num : (i + 1) * num] for i, prefix in enumerate(asked)}
 
 
-def _stopwatch(forecaster, params, windows: Windows):
+def _stopwatch(forecast: Callable, num_runs: int) -> Callable[[], float]:
     """Seconds of one run's forecast once its context is there, from a call for a whole cohort."""
-    params = params._replace(half_width=UNIT)  # as it was called, and compiled, for the calibration
 
     def seconds():
         begin = time.perf_counter()
-        jax.block_until_ready(forecast_windows(forecaster.fit.args[0], params, windows))
-        return (time.perf_counter() - begin) / len(windows.run)
+        jax.block_until_ready(forecast())
+        return (time.perf_counter() - begin) / num_runs
 
     return seconds
 

@@ -46,8 +46,9 @@ def tabulate(folder, ledger: Ledger, groups: list[Cohort], prefixes) -> None:
         for prefix in prefixes:
             for row, metrics in _rows(ledger, groups, split, prefix).items():
                 covered = metrics.pop("covered", None)
-                timed = {"seconds": seconds[row]} if row in seconds else {}
-                folder.add(f"forecast/{split}/{prefix}", row, **metrics, **timed)
+                folder.add(
+                    f"forecast/{split}/{prefix}", row, **metrics, seconds=seconds.get(row, 0.0)
+                )  # 0: the oracle's
                 if covered is not None:
                     folder.add(f"calibration/{split}", row, **{f"coverage/{prefix}": covered})
 
