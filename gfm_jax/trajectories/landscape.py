@@ -18,8 +18,9 @@ def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array
 
     .. math:: \mathcal K = \mathrm{span} \{ P g, \; P H P g, \; (P H)^2 P g, \; (P H)^3 P g \}
 
-    On the quadratic model of the loss, dw / d time = -P (g + H (w - w_n)) never leaves the space that these span, however
-    long it is followed. They are made orthonormal in the metric of P by Lanczos' recursion, fully orthogonalised.
+    On the quadratic model of the loss, dw / d time = -P (g + H (w - w_n)) never leaves the whole Krylov space, of which
+    these four are the directions that matter first; they are all of it where P H has no more than four different
+    eigenvalues. They are made orthonormal in the metric of 1 / P by Lanczos' recursion, fully orthogonalised.
 
     Args:
       loss: `weights [dim] -> scalar`, twice differentiable.
@@ -59,7 +60,7 @@ def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
         the better: late in training the gradient is that of few examples.
 
     Returns:
-      The run with its `landscape`, for about seven gradients' worth of work.
+      The run with its `landscape`, for about four gradients' worth of work.
 
     Raises:
       ValueError: for a run without weights, or a loss that is no scalar.
