@@ -71,7 +71,7 @@ def _digits(split):
     images, labels = load_digits(return_X_y=True)
     images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     part = slice(None, 1437) if split == "train" else slice(1437, None)
-    return images[part], labels[part].astype(np.int32)
+    return images[part], np.asarray(labels, np.int32)[part]
 
 
 # --- layouts on disk: each reader returns None where its files are not there ------------------------------------------

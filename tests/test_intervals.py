@@ -10,7 +10,7 @@ import pytest
 from gfm_jax.base import Trajectory
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
 from gfm_jax.methods.gradient_flow_matching import calibrate
-from gfm_jax.methods.intervals import conformal
+from gfm_jax.methods.intervals import UNIT, conformal
 from gfm_jax.pytrees import layout_of
 from gfm_jax.trajectories import cut
 
@@ -52,6 +52,18 @@ def test_covers_a_known_gaussian(share):
     quantile = {0.5: 0.6745, 0.9: 1.6449}[share]
     half_width = float(jnp.mean(forecast.upper - forecast.weights))
     assert abs(half_width / (quantile * np.sqrt(10.0)) - 1) < 0.15
+
+
+@pytest.mark.parametrize("objective", ["flow_map", "velocity"])
+def test_a_field_learns_how_far_off_it_will_be(objective):
+    """Of a random walk m steps ahead the expected error is sqrt(2 m / pi) steps: no forecast can do better."""
+    forecaster = gradient_flow_matching(objective, num_steps=600, batch_size=1024, widths=(32,), withheld=())
+    params = forecaster.fit(jax.random.key(0), [random_walks(jax.random.key(1), 64)])._replace(half_width=UNIT)
+    for fraction, ahead in ((0.25, 15), (0.5, 10), (0.75, 5)):
+        windows = cut(random_walks(jax.random.key(2), 64), (fraction,))
+        forecast = forecast_windows(forecaster.fit.args[0], params, windows)
+        expected = float(jnp.mean(forecast.upper - forecast.weights))  # untrained it would be the scale, 1.5, 2.2 and 2.5
+        assert expected == pytest.approx(np.sqrt(2 * ahead / np.pi), rel=0.25)
 
 
 def test_covers_the_worst_group():

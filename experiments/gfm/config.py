@@ -20,7 +20,7 @@ class Config:
     """Optimizers of the runs to learn from; RMSprop is held out."""
     more_networks: tuple[str, ...] = ("deep",)
     """Networks only to learn from, with these optimizers."""
-    more_optimizers: tuple[str, ...] = ("lion", "adam_95")
+    more_optimizers: tuple[str, ...] = ("sign_sgd", "adam_95")
     """Optimizers only to learn from, with these networks: their steps stay long while the gradient becomes small."""
     num_steps: int = 800
     num_saves: int = 80
@@ -29,7 +29,7 @@ class Config:
     """Training runs of every network, optimizer and schedule, at the low, the middle and the high learning rate: the higher
     the rate, the less one run is like another."""
     more_network_seeds: tuple[int, int, int] = (1, 3, 5)
-    more_optimizer_seeds: tuple[int, int, int] = (3, 3, 3)
+    more_optimizer_seeds: tuple[int, int, int] = (5, 5, 5)
     """The same of the networks and of the optimizers only to learn from."""
     prefixes: tuple[float, ...] = (0.2, 0.5)
     """Shares of a run that are observed."""

@@ -38,7 +38,7 @@ OPTIMIZERS = {
     "momentum": functools.partial(optax.sgd, momentum=0.9),
     "adam": optax.adam,
     "adamw": optax.adamw,
-    "lion": optax.lion,
+    "sign_sgd": optax.sign_sgd,
     "adam_95": functools.partial(optax.adam, b2=0.95),
     "rmsprop": functools.partial(optax.rmsprop, decay=0.9),
 }
@@ -47,7 +47,7 @@ RATES = {  # optimizer: (grid of the training runs, held out: one between, one a
     "momentum": ((0.005, 0.02, 0.08), (0.04, 0.16)),
     "adam": ((0.001, 0.004, 0.016), (0.008, 0.032)),
     "adamw": ((0.001, 0.004, 0.016), (0.008, 0.032)),
-    "lion": ((0.0003, 0.001, 0.003), ()),
+    "sign_sgd": ((0.0003, 0.001, 0.003), ()),
     "adam_95": ((0.001, 0.004, 0.016), ()),
     "rmsprop": ((0.001, 0.002, 0.004, 0.008), ()),
 }

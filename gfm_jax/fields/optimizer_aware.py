@@ -1,5 +1,6 @@
 """The learned field on coordinates: it chooses among directions that the observed prefix offers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Context, Horizon
 
-__all__ = ["Coefficients", "FieldParams", "Move", "features", "init_field", "mix", "move", "rows"]
+__all__ = ["Coefficients", "FieldParams", "Move", "features", "init_field", "mix", "move"]
 
 BOUND = 8.0  # standardised features are cut off here: what was never seen in training must not run away
 
@@ -42,6 +43,7 @@ class FieldParams(NamedTuple):
 class Coefficients(nn.Module):
     """Features to coefficients of `num_directions` directions, a residual, and the logarithm of the expected error.
 
+    What the weights of a tensor share goes through the first layer once a tensor, which is a third of all the work.
     The last layer starts at zero: an untrained field stands still, which is the forecast by persistence.
     """
 
@@ -49,29 +51,36 @@ class Coefficients(nn.Module):
     widths: Sequence[int] = (96, 96)
 
     @nn.compact
-    def __call__(self, x):
-        for i, width in enumerate(self.widths):
+    def __call__(self, shared, own, of_weights: Callable = lambda x: x):
+        first, *rest = self.widths
+        x = nn.gelu(_DenseOfTwo(first, name="hidden_0")(shared, own, of_weights))
+        for i, width in enumerate(rest, 1):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
         return nn.Dense(self.num_directions + 2, kernel_init=nn.initializers.zeros, name="output")(x)
 
 
-def rows(context: Context) -> Context:
-    """The context of one whole run, with the row of its tensor and of its run given to each coordinate."""
-    dim = context.scale.shape[0]
-    return context._replace(
-        tensor=context.tensor[context.segment], run=jnp.broadcast_to(context.run, (dim, *context.run.shape))
-    )
+class _DenseOfTwo(nn.Module):
+    """A dense layer on shared features and own ones, W (x_shared, x_own) + b."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, shared, own, of_weights):
+        num_shared, num = shared.shape[-1], shared.shape[-1] + own.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (num, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return of_weights(shared @ kernel[:num_shared] + bias) + own @ kernel[num_shared:]
 
 
-def features(head: str, step: Move) -> Float[Array, "*n features"]:
-    """What a head may know: a "tensor" head the tensor, the run and the two moments; a "coordinate" head the weight too."""
+def features(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
+    """What a head may know: of the tensor, the run and the two moments, and, a "coordinate" head, of the weight too."""
     context = step.context
     num = context.tensor.shape[:-1]
-    known = [context.tensor, context.run, horizon_features(step.now, step.s), horizon_features(step.s, step.t)]
-    known = [jnp.broadcast_to(part, (*num, part.shape[-1])) for part in known]
-    if head == "coordinate":
-        known += [context.coordinate, jnp.arcsinh(step.x_s)[..., None]]
-    return jnp.concatenate(known, axis=-1)
+    shared = [context.tensor, context.run, horizon_features(step.now, step.s), horizon_features(step.s, step.t)]
+    shared = jnp.concatenate([jnp.broadcast_to(part, (*num, part.shape[-1])) for part in shared], axis=-1)
+    if head == "tensor":
+        return shared, jnp.zeros((*num, 0))
+    return shared, jnp.concatenate([context.coordinate, jnp.arcsinh(step.x_s)[..., None]], axis=-1)
 
 
 def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]:
@@ -83,19 +92,22 @@ def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]
 
 
 def mix(
-    coefficients: Float[Array, "*parts outputs"], step: Move, of_weights: Callable = lambda c: c
+    coefficients: Float[Array, "*parts outputs"], step: Move, of_weights: Callable | None = None
 ) -> Float[Array, "*n"]:
     r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the context's scale.
 
     Args:
       coefficients: of the displacement at s and of the directions; what comes after them is not looked at.
       step: the move; its context may lack the last directions, as if they were zero.
-      of_weights: from one coefficient to that of every weight. Direction by direction: all of them at once would be as
-        large as the directions themselves.
+      of_weights: from one coefficient of every tensor to that of every weight. Then it goes direction by direction: all
+        coefficients of all weights would be as large as the directions themselves.
     """
-    directions = jnp.moveaxis(step.context.directions, -1, 0)
-    sides = zip([step.x_s, *directions], jnp.moveaxis(coefficients, -1, 0), strict=False)
-    return sum(of_weights(coefficient) * direction for direction, coefficient in sides)
+    directions = step.context.directions
+    if of_weights is None:
+        c_x, c = coefficients[..., 0], coefficients[..., 1 : 1 + directions.shape[-1]]
+        return c_x * step.x_s + jnp.sum(c * directions, axis=-1)
+    sides = zip([step.x_s, *jnp.moveaxis(directions, -1, 0)], jnp.moveaxis(coefficients, -1, 0), strict=False)
+    return functools.reduce(jnp.add, (of_weights(coefficient) * direction for direction, coefficient in sides))
 
 
 def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> tuple[Array, Array]:
@@ -106,21 +118,28 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     """
     context = step.context
     whole_run = context.tensor.shape[:-1] != context.scale.shape
-    if head == "coordinate" and whole_run:
-        step = step._replace(context=rows(context))
-    known = jnp.clip((features(head, step) - params.shift) / params.spread, -BOUND, BOUND)
+    of_weights = (lambda part: part[context.segment]) if whole_run else lambda part: part
+    shared, own = features(head, step)
+    num_shared = shared.shape[-1]
+    shared = _standardised(shared, params.shift[:num_shared], params.spread[:num_shared])
+    own = _standardised(own, params.shift[num_shared:], params.spread[num_shared:])
     num_outputs = params.network["params"]["output"]["bias"].shape[-1]
-    coefficients = Coefficients(num_outputs - 2, widths).apply(params.network, known)
-    *_, residual, log_error = jnp.moveaxis(coefficients, -1, 0)
+    network = Coefficients(num_outputs - 2, widths)
     if head == "coordinate":
-        return mix(coefficients, step) + residual, log_error
-    of_weights = (lambda c: c[context.segment]) if whole_run else lambda c: c
-    return mix(coefficients, step, of_weights), of_weights(log_error)
+        coefficients = network.apply(params.network, shared, own, of_weights)
+        return mix(coefficients, step) + coefficients[..., -2], coefficients[..., -1]
+    coefficients = network.apply(params.network, shared, own)
+    return mix(coefficients, step, of_weights), of_weights(coefficients[..., -1])
+
+
+def _standardised(known, shift, spread):
+    return jnp.clip((known - shift) / spread, -BOUND, BOUND)
 
 
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:
     """An untrained field, its features standardised by those of a sample of moves."""
-    known = features(head, step)
+    shared, own = features(head, step)
     network = Coefficients(step.context.directions.shape[-1] + 1, widths)
+    known = jnp.concatenate([shared, own], axis=-1)
     spread = known.std(0)
-    return FieldParams(network.init(key, known[:1]), known.mean(0), jnp.where(spread > 1e-3, spread, 1.0))
+    return FieldParams(network.init(key, shared[:1], own[:1]), known.mean(0), jnp.where(spread > 1e-3, spread, 1.0))

@@ -7,78 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Context, Forecast, Forecaster, Horizon, Layout, Trajectory
-from gfm_jax.fields import FieldParams, Move, init_field, jump, move
-from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
+from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
+from gfm_jax.fields import FieldParams, Move, init_field
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
-from gfm_jax.paths import interpolate, linear
+from gfm_jax.methods.objectives import draw_moves, function_space, weight_space
+from gfm_jax.methods.recipe import OBJECTIVES, Recipe, run_displacement
 from gfm_jax.pytrees import map_rows
-from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
-from gfm_jax.trajectories import (
-    NUM_KRYLOV,
-    Windows,
-    check_prefix,
-    cut_all,
-    draw_pairs,
-    draw_windows,
-    horizon_at,
-    observe,
-)
+from gfm_jax.trajectories import NUM_KRYLOV, Windows, check_prefix, cut_all, horizon_at, observe
 
-__all__ = ["OBJECTIVES", "Params", "Recipe", "calibrate", "forecast_windows", "gradient_flow_matching"]
-
-OBJECTIVES = ("velocity", "flow_map", "function_space")
-
-
-class Recipe(NamedTuple):
-    """How a field is fitted.
-
-    Attributes:
-      objective: "velocity" (conditional flow matching, followed by an ODE solver), "flow_map" (any horizon in one call), or
-        "function_space" (the flow map, tuned on the loss at the forecast weights).
-      head: "coordinate" (coefficients for every weight) or "tensor" (for every tensor: cheap, and nearly as good).
-      widths: of the field's network.
-      fractions: shares of a run that are observed in training.
-      withheld: parts of the record that are hidden in turn from some of the windows, so that the field learns to do
-        without: what another optimizer does not have, or a user did not record.
-      num_steps, batch_size, peak_rate, weight_decay: of the fit in weight space, by AdamW on a cosine.
-      share_now: share of pairs that start at the last observed save; the others start beyond it.
-      share_final: share of pairs that end at the end of the run; the others end before it.
-      function_steps, function_runs, function_rate: of the fit in function space: steps, runs a step, learning rate.
-      weight: lambda, the weight of the relative squared error beside the loss at the forecast weights.
-      tube: width, in units of the context's scale, of the Gaussian tube round the path in which a velocity is learned: what
-        only ever stood on a path does not know the way back to it, and its solution drifts off.
-      solver_steps: steps of Heun's method that follow a velocity.
-      coverage: of the intervals.
-    """
-
-    objective: str = "flow_map"
-    head: str = "coordinate"
-    widths: tuple[int, ...] = (128, 128)
-    fractions: tuple[float, ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
-    withheld: tuple[tuple[str, ...], ...] = (
-        ("mu", "trace"),
-        ("state",),
-        ("landscape",),
-        ("state", "gradient", "loss", "mean_weights", "landscape"),
-    )
-    num_steps: int = 4000
-    batch_size: int = 2048
-    peak_rate: float = 3e-3
-    weight_decay: float = 0.15
-    share_now: float = 0.75
-    share_final: float = 0.5
-    function_steps: int = 400
-    function_runs: int = 6
-    function_rate: float = 5e-4
-    weight: float = 0.15
-    tube: float = 2.0
-    solver_steps: int = 3
-    coverage: float = 0.9
+__all__ = ["Params", "calibrate", "forecast_windows", "gradient_flow_matching"]
 
 
 class Params(NamedTuple):
@@ -126,35 +66,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
     return Forecaster(functools.partial(_fit, recipe), functools.partial(_forecast, recipe))
 
 
-# --- moves ------------------------------------------------------------------------------------------------------------
-
-
-def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
-    """Displacement at t in one jump from s, and the logarithm of its expected error, in units of the context's scale."""
-    clock = lambda moment: 1 - step.now.time / moment.time  # 0 at the last observed save, 1 in the far future
-    mean_velocity, log_error = move(recipe.head, recipe.widths, field, step)
-    return jump(clock(step.s), clock(step.t), step.x_s, mean_velocity), log_error
-
-
-def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Array:
-    """Displacement at t by an ODE solver, in the clock log(time); steps and rates between the two moments are taken as
-    linear in time."""
-
-    def velocity(log_time, x):
-        share = (jnp.exp(log_time) - step.s.time) / (step.t.time - step.s.time)
-        moment = jax.tree.map(lambda a, b: a + share * (b - a), step.s, step.t)
-        return move(recipe.head, recipe.widths, field, step._replace(s=moment, t=moment, x_s=x))[0]
-
-    x_t, _ = solve_flow(velocity, step.x_s, jnp.log(step.s.time), jnp.log(step.t.time), num_steps=recipe.solver_steps)
-    return x_t
-
-
-def run_displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
-    """Displacement of every weight of a run, and its expected error, in the units of the weights."""
-    moved, log_error = displacement(recipe, field, step)
-    if recipe.objective == "velocity":
-        moved = solved_displacement(recipe, field, step)
-    return step.context.scale * moved, step.context.scale * jnp.exp(log_error)
+# --- forecasts -------------------------------------------------------------------------------------------------------
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
@@ -222,7 +134,7 @@ def _fit(
     options = {"mesh": mesh, "progress": progress}
     if start is None:
         field = _init(recipe, key_init, windows)
-        sample, loss, optimizer = _weight_space(recipe)
+        sample, loss, optimizer = weight_space(recipe)
         in_folder = None if folder is None else f"{folder}/weight_space"
         field = minimise(
             key_fit, loss, field, windows, sample, optimizer, recipe.num_steps, folder=in_folder, **options
@@ -230,7 +142,7 @@ def _fit(
     else:
         field = start.field
     if in_function_space:
-        sample, loss, optimizer = _function_space(recipe, tuple(losses))
+        sample, loss, optimizer = function_space(recipe, tuple(losses))
         in_folder = None if folder is None else f"{folder}/function_space"
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
@@ -248,93 +160,8 @@ def _fit(
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init(recipe, key, windows):
     key_network, key_example = jax.random.split(key)
-    example = _draw_moves(recipe, key_example, windows)[0]
+    example = draw_moves(recipe, key_example, windows)[0]
     return init_field(key_network, recipe.head, recipe.widths, example)
-
-
-@functools.cache  # so that a second fit of the same recipe compiles nothing
-def _weight_space(recipe):
-    def sample(key, windows):
-        return _draw_moves(recipe, key, windows)
-
-    def loss(field, key, batch):
-        step, target, weight = batch
-        if recipe.objective == "velocity":
-            velocity, log_error = move(recipe.head, recipe.widths, field, step)
-            return flow_matching_loss(velocity, target, weight), {}
-        forecast, log_error = displacement(recipe, field, step)
-        error = jax.lax.stop_gradient(forecast - target)
-        return relative_huber(forecast, target, weight) + 0.02 * laplace_nll(log_error, error), {}
-
-    return sample, loss, _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
-
-
-@functools.cache
-def _function_space(recipe, losses):
-    num = max(recipe.function_runs // len(losses), 1)
-
-    def sample(key, windows):
-        keys = jax.random.split(key, len(windows))
-        return [_draw_runs(key, part, num, recipe.share_final) for key, part in zip(keys, windows, strict=True)]
-
-    def loss(field, key, batch):
-        def one(loss_of_weights, step, target):
-            origin = step.context.origin
-            forecast = origin + run_displacement(recipe, field, step)[0]
-            return function_space_loss(loss_of_weights, forecast, origin, target, recipe.weight)
-
-        values = [
-            jax.vmap(functools.partial(one, loss_of_weights))(*part)
-            for loss_of_weights, part in zip(losses, batch, strict=True)
-        ]
-        return jnp.concatenate(values).mean(), {}
-
-    return sample, loss, _optimizer(recipe.function_rate, recipe.function_steps)
-
-
-def _optimizer(peak_rate, num_steps, weight_decay=1e-4):
-    rate = optax.cosine_decay_schedule(peak_rate, num_steps)
-    adamw = optax.adamw(rate, weight_decay=weight_decay)
-    return _frozen_standardisation(optax.chain(optax.clip_by_global_norm(1.0), adamw))
-
-
-def _frozen_standardisation(optimizer):
-    return optax.multi_transform(
-        {"fit": optimizer, "keep": optax.set_to_zero()},
-        lambda field: FieldParams(jax.tree.map(lambda _: "fit", field.network), "keep", "keep"),
-    )
-
-
-def _draw_moves(recipe: Recipe, key: Array, windows: Sequence[Windows]):
-    """(moves of coordinates, their targets, weights), from every layout in proportion to its windows."""
-    total = sum(len(part.run) for part in windows)
-    counts = [max(recipe.batch_size * len(part.run) // total, 1) for part in windows]
-    keys = jax.random.split(key, len(windows) + 1)
-    draws = [
-        draw_pairs(key, part, num, recipe.share_now, recipe.share_final, adjacent=recipe.objective == "velocity")
-        for key, part, num in zip(keys[1:], windows, counts, strict=True)
-    ]
-    pairs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
-    if recipe.objective != "velocity":
-        return Move(pairs.context, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
-    # The documented interpolant: linear between adjacent saves s and t; its velocity is taken in the clock log(time).
-    key_share, key_tube = jax.random.split(keys[0])
-    share = jax.random.uniform(key_share, pairs.x_s.shape)
-    path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
-    between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
-    clock_speed = (pairs.t.time - pairs.s.time) / between.time
-    near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
-    step = Move(pairs.context, pairs.now, between, between, near)
-    return step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight
-
-
-def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tuple[Move, Array]:
-    """Whole runs: moves from the last observed save, and the true weights at their ends."""
-    window, ahead = draw_windows(key, windows, num, share_final)
-    run, last = windows.run[window], windows.last[window]
-    context: Context = jax.tree.map(lambda leaf: leaf[window], windows.context)
-    now, t = (windows.moment(run, save) for save in (last, ahead))
-    return Move(context, now, now, t, jnp.zeros_like(context.scale)), windows.weights[run, ahead]
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Nowcasters: networks that look at nothing but one weight's own history."""
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -91,12 +90,11 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
     units and the same loss as the fields of this library have.
     """
 
-    def history(weights, step, last, unit):
-        """Points of one weight's past, [num_points], in units, with the last observed one as origin."""
+    def points(step, last):
+        """The saves that stand for a past, [num_points]."""
         fractions = jnp.arange(1, schooling.num_points + 1) / schooling.num_points
-        saves = jnp.argmin(jnp.abs(step[:, None] / step[last] - fractions), axis=0)
-        saves = jnp.minimum(saves, last)
-        return (weights[saves] - weights[last]) / unit
+        nearest = jnp.round(jnp.interp(fractions * step[last], step, jnp.arange(len(step))))
+        return jnp.minimum(nearest.astype(jnp.int32), last)
 
     def sample(key, windows):
         keys = jax.random.split(key, len(windows))
@@ -104,9 +102,11 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         parts = []
         for key, part in zip(keys, windows, strict=True):
             pairs = draw_pairs(key, part, num, 1.0, 0.5)
-            run, last, coordinate = pairs.place
-            past = jax.vmap(history)(part.weights[run, :, coordinate], part.clock.step[run], last, pairs.context.scale)
-            parts.append((past, jnp.log(pairs.t.step / pairs.now.step), pairs.x_t, pairs.weight))
+            run, last, coordinate = (index[:, None] for index in pairs.place)
+            saves = jax.vmap(points)(part.clock.step[run[:, 0]], last[:, 0])
+            past = part.weights[run, saves, coordinate] - pairs.context.origin[:, None]
+            ahead = jnp.log(pairs.t.step / pairs.now.step)
+            parts.append((past / pairs.context.scale[:, None], ahead, pairs.x_t, pairs.weight))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def loss(params, key, batch):
@@ -130,9 +130,9 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         prefix = check_prefix(prefix, horizon, ())
         weights = prefix.weights.astype(jnp.float32)
         unit = observe(prefix).scale
-        of_weight = functools.partial(history, step=prefix.step.astype(jnp.float32), last=len(prefix.step) - 1)
-        past = jax.vmap(lambda w, unit: of_weight(w, unit=unit), in_axes=(1, 0))(weights, unit)
+        saves = points(prefix.step.astype(jnp.float32), len(prefix.step) - 1)
+        past = ((weights[saves] - weights[-1]) / unit).T  # [dim, num_points], in units
         ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)
-        return Forecast(weights[-1] + unit * network.apply(params, past, ahead))
+        return Forecast(weights[-1] + unit * jnp.asarray(network.apply(params, past, ahead)))
 
     return Forecaster(fit, forecast)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
@@ -130,7 +131,7 @@ def check_prefix(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layout]
         prefix = prefix._replace(layout=fitting.pop())
     if prefix.layout.dim != dim:
         raise ValueError(f"prefix: its layout describes {prefix.layout.dim} weights, but it has {dim}")
-    concrete = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((prefix, horizon)))
+    concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((prefix, horizon)))
     if concrete and not np.all(np.asarray(horizon.step) > np.asarray(prefix.step)[..., -1]):
         raise ValueError(
             f"horizon: expected a step beyond the last observed one, {np.asarray(prefix.step)[..., -1].max()}, "
@@ -220,8 +221,9 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
     starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
     parts = []
     for part, rows, start in zip(windows, kept, starts, strict=True):
-        of_windows = {name: getattr(part, name) for name in by_window}
-        chosen = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], of_windows)
+        chosen = {name: getattr(part, name) for name in by_window}
+        if not np.array_equal(rows, np.arange(len(part.run))):  # to pick all of them would be to copy gigabytes
+            chosen = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], chosen)
         chosen["run"] = chosen["run"] + start
         parts.append(part._replace(**chosen))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)

@@ -1,0 +1,134 @@
+"""What a field is fitted to: batches of recorded moves, and losses of its own."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from gfm_jax.base import Context
+from gfm_jax.fields import FieldParams, Move, move
+from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
+from gfm_jax.methods.recipe import Recipe, displacement, run_displacement, solved_displacement
+from gfm_jax.paths import interpolate, linear
+from gfm_jax.trajectories import Windows, draw_pairs, draw_windows
+
+__all__ = ["Objective", "draw_moves", "function_space", "weight_space"]
+
+ERROR_SHARE = 0.02  # of the likelihood of errors, which teaches a field how far it will be off
+
+
+class Objective(NamedTuple):
+    """What `training.fit` asks for: `sample(key, windows)`, `loss(field, key, batch)` and the optimizer."""
+
+    sample: Callable
+    loss: Callable
+    optimizer: optax.GradientTransformation
+
+
+@functools.cache  # so that a second fit of the same recipe compiles nothing
+def weight_space(recipe: Recipe) -> Objective:
+    """Regression of displacements, or of velocities, on those of recorded runs; both learn how far they will be off."""
+
+    def flow_map_loss(field, key, batch):
+        step, target, weight = batch
+        forecast, log_error = displacement(recipe, field, step)
+        error = jax.lax.stop_gradient(forecast - target)
+        return relative_huber(forecast, target, weight) + ERROR_SHARE * laplace_nll(log_error, error), {}
+
+    def velocity_loss(field, key, batch):
+        (step, path, weight), (jumps, x_t, _) = batch
+        velocity, _ = move(recipe.head, recipe.widths, field, step)
+        # A velocity does not say how far off its solution will be: that is learned from jumps that are solved.
+        solved = jax.vmap(functools.partial(solved_displacement, recipe, field))(jumps)
+        error = jax.lax.stop_gradient(solved - x_t)
+        _, log_error = move(recipe.head, recipe.widths, field, jumps)
+        return flow_matching_loss(velocity, path, weight) + ERROR_SHARE * laplace_nll(log_error, error), {}
+
+    optimizer = _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
+    if recipe.objective == "velocity":
+        return Objective(functools.partial(_draw_path_and_jumps, recipe), velocity_loss, optimizer)
+    return Objective(functools.partial(draw_moves, recipe), flow_map_loss, optimizer)
+
+
+@functools.cache
+def function_space(recipe: Recipe, losses: tuple[Callable, ...]) -> Objective:
+    """The loss of the networks that are forecast, beside the error of their weights."""
+    num = max(recipe.function_runs // len(losses), 1)
+
+    def sample(key, windows):
+        keys = jax.random.split(key, len(windows))
+        return [_draw_runs(key, part, num, recipe.share_final) for key, part in zip(keys, windows, strict=True)]
+
+    def loss(field, key, batch):
+        def one(loss_of_weights, step, target):
+            origin, scale = step.context.origin, step.context.scale
+            moved, expected = run_displacement(recipe, field, step)
+            error = jax.lax.stop_gradient(origin + moved - target) / scale
+            loss = function_space_loss(loss_of_weights, origin + moved, origin, target, recipe.weight)
+            return loss + ERROR_SHARE * laplace_nll(jnp.log(expected / scale), error)
+
+        values = [
+            jax.vmap(functools.partial(one, loss_of_weights))(*part)
+            for loss_of_weights, part in zip(losses, batch, strict=True)
+        ]
+        return jnp.concatenate(values).mean(), {}
+
+    return Objective(sample, loss, _optimizer(recipe.function_rate, recipe.function_steps))
+
+
+def _optimizer(peak_rate, num_steps, weight_decay=1e-4):
+    rate = optax.cosine_decay_schedule(peak_rate, num_steps)
+    adamw = optax.adamw(rate, weight_decay=weight_decay)
+    return _frozen_standardisation(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+
+
+def _frozen_standardisation(optimizer):
+    return optax.multi_transform(
+        {"fit": optimizer, "keep": optax.set_to_zero()},
+        lambda field: FieldParams(jax.tree.map(lambda _: "fit", field.network), "keep", "keep"),
+    )
+
+
+def draw_moves(recipe: Recipe, key: Array, windows: Sequence[Windows]):
+    """(moves of coordinates, where they end, weights), as a flow map learns from them."""
+    pairs = _draw_pairs(key, windows, recipe.batch_size, recipe.share_now, recipe.share_final)
+    return Move(pairs.context, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
+
+
+def _draw_path_and_jumps(recipe, key, windows):
+    """The documented interpolant, linear between adjacent saves, its velocity in the clock log(time); and, a quarter as
+    many, jumps from the last observed save."""
+    key_pairs, key_share, key_tube, key_jumps = jax.random.split(key, 4)
+    pairs = _draw_pairs(key_pairs, windows, recipe.batch_size, recipe.share_now, recipe.share_final, adjacent=True)
+    share = jax.random.uniform(key_share, pairs.x_s.shape)
+    path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
+    between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
+    clock_speed = (pairs.t.time - pairs.s.time) / between.time
+    near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
+    step = Move(pairs.context, pairs.now, between, between, near)
+    jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
+    return (step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight), jumps
+
+
+def _draw_pairs(key, windows, num, share_now, share_final, **options):
+    """Pairs of moments of coordinates, from every layout in proportion to its windows."""
+    total = sum(len(part.run) for part in windows)
+    counts = [max(num * len(part.run) // total, 1) for part in windows]
+    draws = [
+        draw_pairs(key, part, count, share_now, share_final, **options)
+        for key, part, count in zip(jax.random.split(key, len(windows)), windows, counts, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
+
+
+def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tuple[Move, Array]:
+    """Whole runs: moves from the last observed save, and the true weights at their ends."""
+    window, ahead = draw_windows(key, windows, num, share_final)
+    run, last = windows.run[window], windows.last[window]
+    context: Context = jax.tree.map(lambda leaf: leaf[window], windows.context)
+    now, t = (windows.moment(run, save) for save in (last, ahead))
+    return Move(context, now, now, t, jnp.zeros_like(context.scale)), windows.weights[run, ahead]

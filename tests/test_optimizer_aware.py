@@ -1,0 +1,66 @@
+"""The learned field on coordinates: a whole run and a sample of its weights are the same to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import small_runs
+
+from gfm_jax.fields import Move, init_field, move
+from gfm_jax.trajectories import horizon_at, observe, prefix_of
+
+WIDTHS = (16, 8)
+
+
+@pytest.fixture
+def step():
+    """A move of a whole run, from a displacement that is not zero."""
+    run = jax.tree.map(lambda leaf: leaf[0], small_runs()._replace(layout=None))._replace(layout=small_runs().layout)
+    context, now = observe(prefix_of(run, 10)), horizon_at(run, 10)
+    x_s = jnp.sin(jnp.arange(context.scale.shape[0], dtype=jnp.float32))
+    return Move(context, now, horizon_at(run, 14), horizon_at(run, -1), x_s)
+
+
+def of_every_weight(step):
+    """The same move, its features written out for every weight, as a sample of coordinates has them."""
+    num = step.x_s.shape[0]
+    spread = lambda leaf: jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
+    context = step.context._replace(tensor=step.context.tensor[step.context.segment], run=spread(step.context.run))
+    return Move(context, *(jax.tree.map(spread, moment) for moment in step[1:4]), step.x_s)
+
+
+def a_field(head, step):
+    """Parameters that are not zero anywhere."""
+    field = init_field(jax.random.key(0), head, WIDTHS, of_every_weight(step))
+    leaves, treedef = jax.tree.flatten(field.network)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return field._replace(network=treedef.unflatten(leaves))
+
+
+@pytest.mark.parametrize("head", ["coordinate", "tensor"])
+def test_a_run_moves_as_its_weights_do(head, step):
+    field = a_field(head, step)
+    whole, single = (move(head, WIDTHS, field, s) for s in (step, of_every_weight(step)))
+    assert np.abs(whole[0]).max() > 0.1
+    np.testing.assert_allclose(whole[0], single[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole[1], single[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["coordinate", "tensor"])
+def test_directions_that_are_left_out_are_as_zero(head, step):
+    field, directions = a_field(head, step), step.context.directions
+    moves = [
+        move(head, WIDTHS, field, step._replace(context=step.context._replace(directions=d)))[0]
+        for d in (directions[:, :-3], directions.at[:, -3:].set(0), directions + 1)
+    ]
+    np.testing.assert_allclose(moves[0], moves[1], rtol=1e-5, atol=1e-6)
+    assert np.abs(moves[0] - moves[2]).max() > 0.01
+
+
+def test_only_a_coordinate_head_tells_weights_of_a_tensor_apart(step):
+    for head, apart in (("coordinate", True), ("tensor", False)):
+        field = a_field(head, step)
+        _, log_error = move(head, WIDTHS, field, step)
+        spread = [np.ptp(log_error[np.asarray(step.context.segment) == k]) for k in range(4)]
+        assert (max(spread) > 1e-3) == apart
