@@ -62,7 +62,9 @@ def test_a_field_learns_how_far_off_it_will_be(objective):
     for fraction, ahead in ((0.25, 15), (0.5, 10), (0.75, 5)):
         windows = cut(random_walks(jax.random.key(2), 64), (fraction,))
         forecast = forecast_windows(forecaster.fit.args[0], params, windows)
-        expected = float(jnp.mean(forecast.upper - forecast.weights))  # untrained it would be the scale, 1.5, 2.2 and 2.5
+        expected = float(
+            jnp.mean(forecast.upper - forecast.weights)
+        )  # untrained it would be the scale, 1.5, 2.2 and 2.5
         assert expected == pytest.approx(np.sqrt(2 * ahead / np.pi), rel=0.25)
 
 

@@ -216,22 +216,24 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     2505.02714; the errors of each run are relative to how far it moved). One weight in `every` is used in the regression.
     """
 
+    @jax.jit
+    def examples(windows):
+        """Of weights of every window, relative to how far the run moved: since the start, origin, moved; and the fraction."""
+        share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
+        nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)), axis=1)
+        part = slice(None, None, every)
+        origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
+        moved = windows.weights[windows.run, -1, part] - origin
+        size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
+        rows = [(row / size).ravel() for row in (origin - first, origin, moved)]
+        return *rows, jnp.broadcast_to(nearest[:, None], moved.shape).ravel()
+
     def fit(key, runs, losses=None, **_):
         del key, losses
         if not runs:
             raise ValueError("runs: expected at least one batch of runs, got none")
-
-        columns = []
-        for windows in cut_all(runs, fractions):
-            share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
-            nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)), axis=1)
-            part = slice(None, None, every)
-            origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
-            moved = windows.weights[windows.run, -1, part] - origin
-            size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
-            rows = (origin - first, origin, moved, jnp.broadcast_to(nearest[:, None], moved.shape) * size)
-            columns.append([(row / size).ravel() for row in rows])
-        since, origin, moved, nearest = (jnp.concatenate(column) for column in zip(*columns, strict=True))
+        parts = [examples(windows) for windows in cut_all(runs, fractions)]
+        since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
 
     def forecast(params, prefix, horizon):

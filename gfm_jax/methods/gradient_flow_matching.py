@@ -147,13 +147,18 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    surveyed = max(float(part.context.directions[..., -1].any()) for part in windows)  # the last is of the landscape
+    surveyed = max(float(_any_landscape(part.context.directions)) for part in windows)
     params = Params(field, None, layouts, surveyed)
     if not calibration:
         return params
     loss_of = {} if losses is None else dict(zip((part.layout for part in runs), losses, strict=True))
     held_out = cut_all(calibration, recipe.fractions, losses=[loss_of.get(part.layout) for part in calibration])
     return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
+
+
+@jax.jit
+def _any_landscape(directions):
+    return directions[..., -1].any()  # the last one is of the landscape
 
 
 # Looked at once: it would take longer to optimise than to run.

@@ -176,7 +176,7 @@ def cut(
             known = known._replace(landscape=surveyed[place])
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
-    contexts, distances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    contexts, distances = _one_after_the_other(parts)
     clock = (runs.step, runs.time, jnp.ones_like(runs.time) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
         context=contexts,
@@ -247,6 +247,11 @@ def _landscapes(loss, weights, metrics):
 @functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)
 def _context(seen, layout, chunk):
     return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
+
+
+@jax.jit
+def _one_after_the_other(parts):
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def draw_windows(
