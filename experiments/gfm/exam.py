@@ -10,7 +10,7 @@ from experiments.gfm.config import Config
 from experiments.gfm.evaluate import Cohort, Judge, Score, loss_on, observed
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecast
-from gfm_jax.methods.recipe import Recipe
+from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.trajectories import Windows
 
 __all__ = ["Exam", "Ledger", "enter", "fit_keys", "prepare", "progress"]

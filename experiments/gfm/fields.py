@@ -15,8 +15,8 @@ from gfm_jax.base import Forecaster
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
 from gfm_jax.methods.gate import line_search
 from gfm_jax.methods.gradient_flow_matching import calibrate
+from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.methods.intervals import UNIT
-from gfm_jax.methods.recipe import Recipe
 from gfm_jax.trajectories import Windows
 
 __all__ = ["Fitted", "learn_fields"]

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.fields import FieldParams, Move, init_field
+from gfm_jax.methods.gradient_flow_objectives import draw_moves, function_space, weight_space
+from gfm_jax.methods.gradient_flow_recipe import OBJECTIVES, Recipe, run_displacement
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
-from gfm_jax.methods.objectives import draw_moves, function_space, weight_space
-from gfm_jax.methods.recipe import OBJECTIVES, Recipe, run_displacement
 from gfm_jax.pytrees import map_rows
 from gfm_jax.training import fit as minimise
 from gfm_jax.trajectories import NUM_KRYLOV, Windows, check_prefix, cut_all, horizon_at, observe

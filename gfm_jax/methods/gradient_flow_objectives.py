@@ -12,7 +12,7 @@ from jaxtyping import Array
 from gfm_jax.base import Context
 from gfm_jax.fields import FieldParams, Move, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
-from gfm_jax.methods.recipe import Recipe, displacement, run_displacement, solved_displacement
+from gfm_jax.methods.gradient_flow_recipe import Recipe, displacement, run_displacement, solved_displacement
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.trajectories import Windows, draw_pairs, draw_windows
 
