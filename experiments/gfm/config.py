@@ -20,7 +20,7 @@ class Config:
     """Optimizers of the runs to learn from; RMSprop is held out."""
     more_networks: tuple[str, ...] = ("deep",)
     """Networks only to learn from, with these optimizers."""
-    more_optimizers: tuple[str, ...] = ("sign_sgd", "adam_95")
+    more_optimizers: tuple[str, ...] = ("sign_sgd", "adam_95", "adam_short")
     """Optimizers only to learn from, with these networks: their steps stay long while the gradient becomes small."""
     num_steps: int = 800
     num_saves: int = 80

@@ -40,6 +40,7 @@ OPTIMIZERS = {
     "adamw": optax.adamw,
     "sign_sgd": optax.sign_sgd,
     "adam_95": functools.partial(optax.adam, b2=0.95),
+    "adam_short": functools.partial(optax.adam, b1=0.5, b2=0.9),
     "rmsprop": functools.partial(optax.rmsprop, decay=0.9),
 }
 RATES = {  # optimizer: (grid of the training runs, held out: one between, one above the grid)
@@ -49,6 +50,7 @@ RATES = {  # optimizer: (grid of the training runs, held out: one between, one a
     "adamw": ((0.001, 0.004, 0.016), (0.008, 0.032)),
     "sign_sgd": ((0.0003, 0.001, 0.003), ()),
     "adam_95": ((0.001, 0.004, 0.016), ()),
+    "adam_short": ((0.001, 0.004, 0.016), ()),
     "rmsprop": ((0.001, 0.002, 0.004, 0.008), ()),
 }
 NETWORKS = {
