@@ -11,6 +11,7 @@ from runs import run_of, small_runs
 
 from gfm_jax.base import Forecaster
 from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
+from gfm_jax.methods.nowcast import past_saves
 from gfm_jax.trajectories import horizon_at, prefix_of
 
 SCHOOL = {"num_steps": 20, "batch_size": 64}
@@ -153,6 +154,13 @@ def test_lfd2_finds_the_map():
     runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(weights)._replace(layout=run_of(weights[0]).layout)
     params = baselines.lfd2((0.5,), every=1).fit(jax.random.key(0), [runs])
     np.testing.assert_allclose(params[0], [0.4, -0.2], atol=0.02)
+
+
+def test_a_past_is_seen_at_even_shares_of_its_steps():
+    even, log = 10.0 * np.arange(81), np.array([0.0, 1, 2, 4, 8, 16, 32, 64])
+    expected = [2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37, 40]  # 2.5 is as near to 2 as to 3
+    assert past_saves(jnp.array(even), 40, 16).tolist() == expected
+    assert past_saves(jnp.array(log), 6, 4).tolist() == [4, 5, 5, 6]  # steps 8, 16, 24, 32
 
 
 def test_an_untrained_field_stands_still(run):

@@ -59,12 +59,11 @@ def test_a_field_learns_how_far_off_it_will_be(objective):
     """Of a random walk m steps ahead the expected error is sqrt(2 m / pi) steps: no forecast can do better."""
     forecaster = gradient_flow_matching(objective, num_steps=600, batch_size=1024, widths=(32,), withheld=())
     params = forecaster.fit(jax.random.key(0), [random_walks(jax.random.key(1), 64)])._replace(half_width=UNIT)
-    for fraction, ahead in ((0.25, 15), (0.5, 10), (0.75, 5)):
+    for fraction, ahead in ((0.25, 15), (0.75, 5)):
         windows = cut(random_walks(jax.random.key(2), 64), (fraction,))
         forecast = forecast_windows(forecaster.fit.args[0], params, windows)
-        expected = float(
-            jnp.mean(forecast.upper - forecast.weights)
-        )  # untrained it would be the scale, 1.5, 2.2 and 2.5
+        expected = float(jnp.mean(forecast.upper - forecast.weights))
+        # Untrained it would be the scale: 1.5 and 2.5, where 3.1 and 1.8 are right.
         assert expected == pytest.approx(np.sqrt(2 * ahead / np.pi), rel=0.25)
 
 

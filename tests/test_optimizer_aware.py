@@ -34,7 +34,9 @@ def a_field(head, step):
     field = init_field(jax.random.key(0), head, WIDTHS, of_every_weight(step))
     leaves, treedef = jax.tree.flatten(field.network)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    leaves = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
+    ]
     return field._replace(network=treedef.unflatten(leaves))
 
 
@@ -64,3 +66,9 @@ def test_only_a_coordinate_head_tells_weights_of_a_tensor_apart(step):
         _, log_error = move(head, WIDTHS, field, step)
         spread = [np.ptp(log_error[np.asarray(step.context.segment) == k]) for k in range(4)]
         assert (max(spread) > 1e-3) == apart
+
+
+@pytest.mark.parametrize("head", ["coordinate", "tensor"])
+@pytest.mark.usefixtures("x64")
+def test_parameters_are_of_one_precision_whatever_the_default(head, step):
+    assert {leaf.dtype for leaf in jax.tree.leaves(a_field(head, step).network)} == {jnp.dtype("float32")}

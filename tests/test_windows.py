@@ -208,6 +208,11 @@ def test_merge_keeps_runs_apart():
     assert together.run.tolist() == [0, 5, 7]
     np.testing.assert_array_equal(together.weights[7], windows[1].weights[1])
     np.testing.assert_array_equal(together.context.scale[2], windows[1].context.scale[1])
+    every = np.arange(6)
+    for order in (every, every[::-1]):
+        together = merge(windows, [every, order])
+        assert together.run.tolist() == [*every, *(6 + order)]
+        np.testing.assert_array_equal(together.context.scale[6:], windows[1].context.scale[order])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 0.001, 0.999])

@@ -1,5 +1,6 @@
 """The simple ways to say where a run will end, all in closed form from the prefix."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -216,23 +217,11 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     2505.02714; the errors of each run are relative to how far it moved). One weight in `every` is used in the regression.
     """
 
-    @jax.jit
-    def examples(windows):
-        """Of weights of every window, relative to how far the run moved: since the start, origin, moved; and the fraction."""
-        share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
-        nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)), axis=1)
-        part = slice(None, None, every)
-        origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
-        moved = windows.weights[windows.run, -1, part] - origin
-        size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
-        rows = [(row / size).ravel() for row in (origin - first, origin, moved)]
-        return *rows, jnp.broadcast_to(nearest[:, None], moved.shape).ravel()
-
     def fit(key, runs, losses=None, **_):
         del key, losses
         if not runs:
             raise ValueError("runs: expected at least one batch of runs, got none")
-        parts = [examples(windows) for windows in cut_all(runs, fractions)]
+        parts = [_examples(fractions, every, windows) for windows in cut_all(runs, fractions)]
         since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
 
@@ -244,6 +233,19 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
         return Forecast(last + a * (last - first) + b * last)
 
     return Forecaster(fit, forecast)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _examples(fractions, every, windows):
+    """(since the start, origin, moved, index of the fraction) of weights of all windows, in units of how far each run moved."""
+    share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
+    nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)), axis=1)
+    part = slice(None, None, every)
+    origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
+    moved = windows.weights[windows.run, -1, part] - origin
+    size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
+    rows = [(row / size).ravel() for row in (origin - first, origin, moved)]
+    return *rows, jnp.broadcast_to(nearest[:, None], moved.shape).ravel()
 
 
 @jax.jit

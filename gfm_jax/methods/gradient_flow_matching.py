@@ -37,11 +37,12 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
        \text{flow map}: \; \min_\theta E\,\mathrm{huber}(\sqrt\omega\,(X_{s,t}(x_s) - x_t))
 
     with x the displacement since the last observed save, on the piecewise-linear interpolant of the recorded run (for a
-    velocity in a Gaussian tube round it), and the sum of learning rates as the clock.
+    velocity in a Gaussian tube round it), and the sum of learning rates as the clock. Each also learns how far off its
+    forecasts will be, which intervals are made of.
 
     Args:
-      objective: one of `OBJECTIVES`.
-      **choices: any other field of `Recipe`.
+      objective: "velocity", "flow_map" or "function_space".
+      **choices: any other field of `gradient_flow_recipe.Recipe`.
 
     Returns:
       `fit(key, runs, losses=None, *, calibration=None, start=None, folder=None, mesh=None, progress=None)`, where
@@ -51,7 +52,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
       objective in function space needs them. Runs for calibration are surveyed by the loss of the batch of their layout.
 
     Raises:
-      ValueError: for an unknown objective, head or choice.
+      ValueError: for an unknown objective, head or choice, or without hidden layers.
 
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description; the flow map and function-space
     objectives, the context and the heads are this library's.
@@ -61,12 +62,14 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
     recipe = Recipe(objective, **choices)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if not recipe.widths:
+        raise ValueError("widths: expected those of at least one hidden layer, got none")
     if recipe.head not in ("coordinate", "tensor"):
         raise ValueError(f"head: expected 'coordinate' or 'tensor', got {recipe.head!r}")
     return Forecaster(functools.partial(_fit, recipe), functools.partial(_forecast, recipe))
 
 
-# --- forecasts -------------------------------------------------------------------------------------------------------
+# --- forecasts --------------------------------------------------------------------------------------------------------
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
@@ -81,11 +84,11 @@ def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horiz
 
 def _from_context(recipe, params, context, now, horizon) -> Forecast:
     step = Move(context, now, now, horizon, jnp.zeros_like(context.scale))
-    moved, error = run_displacement(recipe, params.field, step)
-    weights = context.origin + moved
+    moved, log_error = run_displacement(recipe, params.field, step)
+    weights = context.origin + context.scale * moved
     if params.half_width is None:
         return Forecast(weights)
-    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * error
+    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * context.scale * jnp.exp(log_error)
     return Forecast(weights, weights - margin, weights + margin)
 
 
@@ -165,7 +168,7 @@ def _any_landscape(directions):
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init(recipe, key, windows):
     key_network, key_example = jax.random.split(key)
-    example = draw_moves(recipe, key_example, windows)[0]
+    example = draw_moves(recipe, key_example, windows)[0]  # jumps: what every objective is asked for in the end
     return init_field(key_network, recipe.head, recipe.widths, example)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from gfm_jax.fields import FieldParams, Move, jump, move
 from gfm_jax.solve import solve_flow
@@ -61,16 +61,16 @@ class Recipe(NamedTuple):
     coverage: float = 0.9
 
 
-def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
+def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Displacement at t in one jump from s, and the logarithm of its expected error, in units of the context's scale."""
     clock = lambda moment: 1 - step.now.time / moment.time  # 0 at the last observed save, 1 in the far future
     mean_velocity, log_error = move(recipe.head, recipe.widths, field, step)
     return jump(clock(step.s), clock(step.t), step.x_s, mean_velocity), log_error
 
 
-def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Array:
-    """Displacement at t by an ODE solver, in the clock log(time); steps and rates between the two moments are taken as
-    linear in time."""
+def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Float[Array, "*n"]:
+    """Displacement at t by an ODE solver, in the clock log(time) and in units of the context's scale; steps and rates
+    between the two moments are taken as linear in time."""
 
     def velocity(log_time, x):
         share = (jnp.exp(log_time) - step.s.time) / (step.t.time - step.s.time)
@@ -81,9 +81,12 @@ def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Array
     return x_t
 
 
-def run_displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Array, Array]:
-    """Displacement of every weight of a run, and its expected error, in the units of the weights."""
+def run_displacement(
+    recipe: Recipe, field: FieldParams, step: Move
+) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+    """Displacement at t of every weight of a run, solved where the recipe learns a velocity, and the logarithm of its
+    expected error, in units of the context's scale."""
     moved, log_error = displacement(recipe, field, step)
     if recipe.objective == "velocity":
         moved = solved_displacement(recipe, field, step)
-    return step.context.scale * moved, step.context.scale * jnp.exp(log_error)
+    return moved, log_error

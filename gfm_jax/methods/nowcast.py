@@ -1,12 +1,13 @@
 """Nowcasters: networks that look at nothing but one weight's own history."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Forecast, Forecaster
 from gfm_jax.losses import relative_l1
@@ -83,18 +84,20 @@ def transformer(**schooling) -> Forecaster:
     return _nowcaster(Sequence(Transformer(width=16)), Schooling(**{"num_points": 8} | schooling))
 
 
+def past_saves(step: Float[Array, " saves"], last, num_points: int) -> Int[Array, " num_points"]:
+    """The saves nearest to even fractions of the steps up to save `last`; of two that are as near, the earlier."""
+    fractions = jnp.arange(1, num_points + 1) / num_points
+    nearest = jnp.ceil(jnp.interp(fractions * step[last], step, jnp.arange(len(step))) - 0.5)
+    return jnp.minimum(nearest.astype(jnp.int32), last)
+
+
 def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
     """A forecaster of each weight from `num_points` even points of its history and the log of the horizon.
 
     Lengths are in units of how far the weight's tensor has lately moved, errors relative to how far the run moved: the same
     units and the same loss as the fields of this library have.
     """
-
-    def points(step, last):
-        """The saves that stand for a past, [num_points]."""
-        fractions = jnp.arange(1, schooling.num_points + 1) / schooling.num_points
-        nearest = jnp.round(jnp.interp(fractions * step[last], step, jnp.arange(len(step))))
-        return jnp.minimum(nearest.astype(jnp.int32), last)
+    points = functools.partial(past_saves, num_points=schooling.num_points)
 
     def sample(key, windows):
         keys = jax.random.split(key, len(windows))

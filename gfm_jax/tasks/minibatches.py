@@ -56,4 +56,4 @@ def _permutation(key, n):
         return jax.random.permutation(key, n)
     mask = jnp.uint32((1 << index_bits) - 1)
     words = (jax.random.bits(key, (n,), jnp.uint32) & ~mask) | jnp.arange(n, dtype=jnp.uint32)
-    return (jax.lax.sort(words) & mask).astype(jnp.int32)  # stable, which on a CPU is faster still
+    return (jax.lax.sort(words) & mask).astype(jnp.int32)  # of different words; on a CPU the stable sort is faster

@@ -176,7 +176,7 @@ def cut(
             known = known._replace(landscape=surveyed[place])
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
-    contexts, distances = _one_after_the_other(parts)
+    contexts, distances = _concatenated(parts)
     clock = (runs.step, runs.time, jnp.ones_like(runs.time) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
         context=contexts,
@@ -250,7 +250,7 @@ def _context(seen, layout, chunk):
 
 
 @jax.jit
-def _one_after_the_other(parts):
+def _concatenated(parts):
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
