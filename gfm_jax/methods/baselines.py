@@ -221,7 +221,7 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
         del key, losses
         if not runs:
             raise ValueError("runs: expected at least one batch of runs, got none")
-        parts = [_examples(fractions, every, windows) for windows in cut_all(runs, fractions)]
+        parts = [_examples(tuple(fractions), every, windows) for windows in cut_all(runs, fractions)]
         since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
 
