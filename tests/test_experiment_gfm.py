@@ -8,11 +8,17 @@ import subprocess
 import sys
 import tempfile
 
+import chex
 import numpy as np
 import pytest
 
 from experiments.gfm.config import PRESETS
-from experiments.gfm.zoo import run_specs
+from experiments.gfm.evaluate import loss_on
+from experiments.gfm.lessons import learn_from
+from experiments.gfm.synthetic import forecast_regressions
+from experiments.gfm.zoo import make_tasks, run_specs
+from experiments.run_folder import RunFolder
+from gfm_jax.trajectories import thin
 
 
 def run(*arguments):
@@ -40,8 +46,6 @@ def test_smoke(tmp_path):
         for row in ("lawa", "dmd", "lfd2", "gfm_velocity", "gfm_flow_map", "gfm_function_space", "gfm_gated"):
             assert np.isfinite(cells[table, row, "test_loss"])
         assert 0 < cells[f"calibration/{split}", "gfm_flow_map", "coverage/0.5"] <= 1
-    assert cells["synthetic/gd", "gfm_optimizer_aware", "rel_mse"] < 0.1
-    assert cells["synthetic/gd", "oracle_final", "to_closed_form"] < 1e-6
     assert 0 <= cells["noise_floor", "sgd", "floor/0.5"] < 1
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["config"]["preset"] == "smoke"
@@ -53,6 +57,33 @@ def test_smoke(tmp_path):
     assert "python -m experiments.gfm --preset smoke" in report
     arrays = np.load(tmp_path / "run" / "arrays.npz")
     assert set(arrays["rows"]) >= {"persistence", "gfm_flow_map"}
+
+
+def test_regressions_end_where_the_closed_form_says(tmp_path):
+    config = dataclasses.replace(PRESETS["smoke"], synthetic=("gd",), synthetic_steps=20)
+    folder = RunFolder(tmp_path, config)
+    forecast_regressions(folder, config, num_problems=2, num_runs=8)
+    cells = {(row.row, row.metric): row.value for row in folder.rows if row.table == "synthetic/gd"}
+    assert cells["persistence", "rel_mse"] == 1
+    assert cells["gfm_optimizer_aware", "rel_mse"] < 0.1
+    assert cells["oracle_final", "to_closed_form"] < 1e-6
+    assert np.isfinite(cells["gfm_flow_map", "rel_mse"])
+
+
+def test_lessons_of_some_coordinates_are_a_part_of_all():
+    config = dataclasses.replace(PRESETS["smoke"], train_images=32)
+    tasks = make_tasks(config)
+    specs = [spec for spec in run_specs(config) if spec.split == "train"]
+    loss_of = {"mlp": loss_on(tasks["mlp"], "train", slice(config.train_images))}
+    every = learn_from(config, tasks, specs, loss_of)
+    some = learn_from(dataclasses.replace(config, coordinates=50, whole_runs=2), tasks, specs, loss_of)
+    assert every.whole is every.windows
+    (windows,), (part,), (whole,) = every.windows, some.windows, some.whole
+    chex.assert_trees_all_equal(part, thin(windows, 50))
+    assert len(part.run) == len(windows.run) == 3 * len(whole.run)  # of 6 runs 2
+    of_two = (np.arange(0, len(windows.run), 6)[:, None] + np.arange(2)).ravel()
+    np.testing.assert_allclose(whole.context.origin, np.asarray(windows.context.origin)[of_two])
+    assert some.dropped == every.dropped == 0
 
 
 def test_typos_are_named(tmp_path):

@@ -18,6 +18,7 @@ from gfm_jax.trajectories import (
     observe,
     prefix_of,
     save_at,
+    thin,
 )
 
 
@@ -213,6 +214,29 @@ def test_merge_keeps_runs_apart():
         together = merge(windows, [every, order])
         assert together.run.tolist() == [*every, *(6 + order)]
         np.testing.assert_array_equal(together.context.scale[6:], windows[1].context.scale[order])
+
+
+def test_thin_windows_are_a_sample(key):
+    windows = cut(small_runs(), (0.2, 0.5))
+    dim = windows.layout.dim
+    sample = thin(windows, dim // 3)
+    assert sample.weights.shape == (6, 21, dim // 3)
+    assert sample.context.directions.shape[:2] == (12, dim // 3)
+    # Which ones they are, their origins tell; all that is known of them belongs to them.
+    kept = [int(np.flatnonzero(windows.context.origin[0] == origin)[0]) for origin in sample.context.origin[0]]
+    assert len(set(kept)) == dim // 3
+    for part in ("coordinate", "directions", "scale", "segment"):
+        np.testing.assert_array_equal(getattr(sample.context, part), getattr(windows.context, part)[:, np.array(kept)])
+    np.testing.assert_array_equal(sample.weights, windows.weights[..., np.array(kept)])
+    # Samples of all sizes estimate the same relative error; that of persistence is 1.
+    errors = []
+    for seed in range(20):
+        pairs = draw_pairs(key, thin(windows, dim // 3, seed), 2000, share_now=1.0, share_final=0.3)
+        errors.append(float(jnp.mean(pairs.weight * pairs.x_t**2)))
+    assert abs(np.mean(errors) - 1) < 0.1
+    chex.assert_trees_all_equal(thin(windows, 2 * dim), windows)
+    with pytest.raises(ValueError, match="num: expected at least one"):
+        thin(windows, 0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 0.001, 0.999])

@@ -15,7 +15,9 @@ class Config:
     sizes: tuple[int, int] = (1152, 320)
     """Images for training and for validation; the others are the test set."""
     networks: tuple[str, ...] = ("mlp", "cnn")
-    """Networks of the runs to learn from; one more is held out."""
+    """Networks of the runs to learn from."""
+    unseen_network: str = "mlp3"
+    """The network that is held out."""
     optimizers: tuple[str, ...] = ("sgd", "momentum", "adam", "adamw")
     """Optimizers of the runs to learn from; RMSprop is held out."""
     more_networks: tuple[str, ...] = ("deep",)
@@ -39,6 +41,10 @@ class Config:
     """Fits of every learned predictor."""
     field_steps: int = 4000
     function_steps: int = 400
+    coordinates: int | None = None
+    """Of a run to learn from, how many weights are kept to fit fields to in weight space; all by default."""
+    whole_runs: int = 8
+    """Where only some are kept, runs of each network and optimizer that are kept whole, for the fit in function space."""
     train_images: int = 1152
     """Training images on which the fields see the loss: its landscape, and that of the fit in function space."""
     nowcast_steps: int = 400
@@ -69,8 +75,7 @@ PRESETS = {
         function_steps=20,
         train_images=128,
         nowcast_steps=20,
-        synthetic=("gd",),
-        synthetic_steps=20,
+        synthetic=(),
         batch_rows=512,
     ),
     "laptop": Config(),
@@ -78,6 +83,9 @@ PRESETS = {
         preset="paper",
         dataset="cifar10",
         sizes=(45_000, 5_000),
+        networks=("cnn3", "cnn3_narrow"),
+        more_networks=("cnn4",),
+        unseen_network="cnn3_gelu",
         num_steps=5000,
         num_saves=100,
         batch_size=128,
@@ -86,6 +94,7 @@ PRESETS = {
         more_optimizer_seeds=(40, 40, 40),
         field_steps=20_000,
         function_steps=2000,
+        coordinates=1024,
         train_images=2048,
         nowcast_steps=5000,
         synthetic_steps=2000,

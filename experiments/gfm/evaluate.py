@@ -14,7 +14,19 @@ from gfm_jax.methods import gate
 from gfm_jax.pytrees import map_rows, unravel
 from gfm_jax.trajectories import Windows, cut, horizon_at, merge, prefix_of, save_at
 
-__all__ = ["Cohort", "Judge", "Score", "cohorts", "forecast_cohort", "gated", "loss_on", "observed", "stopwatch"]
+__all__ = [
+    "Cohort",
+    "Judge",
+    "Score",
+    "cohorts",
+    "forecast_cohort",
+    "gated",
+    "loss_on",
+    "observed",
+    "rows_of",
+    "stopwatch",
+    "trained",
+]
 
 MAX_LOSS = 2.0  # a run that ends above this final training loss has not been trained
 
@@ -49,10 +61,8 @@ def cohorts(batches: Sequence[Batch]) -> tuple[list[Cohort], int]:
     """Cohorts by network, and how many runs are left out of them because they diverged or were never trained."""
     groups, dropped = {}, 0
     for batch in batches:
-        runs, num = batch.trajectory, len(batch.specs)
-        good = np.asarray(runs.finite) & (np.asarray(runs.loss[:, -1]) <= MAX_LOSS)
-        kept = np.flatnonzero(good[:num])
-        dropped += num - len(kept)
+        kept = trained(batch)
+        dropped += len(batch.specs) - len(kept)
         groups.setdefault(batch.specs[0].network, []).append((batch, kept))
     found = []
     for network, parts in groups.items():
@@ -68,17 +78,26 @@ def cohorts(batches: Sequence[Batch]) -> tuple[list[Cohort], int]:
     return found, dropped
 
 
+def trained(batch: Batch) -> np.ndarray:
+    """Indices of the runs of a batch that neither diverged nor were never trained."""
+    runs = batch.trajectory
+    good = np.asarray(runs.finite) & (np.asarray(runs.loss[:, -1]) <= MAX_LOSS)
+    return np.flatnonzero(good[: len(batch.specs)])
+
+
 def observed(
     cohort: Cohort, fractions: Sequence[float], withheld: Sequence[Sequence[str]] = (), loss: Callable | None = None
 ) -> Windows:
     """Every run of a cohort cut at every fraction, with all that was recorded of it and the landscape of a loss, and again
     with parts withheld."""
     windows = [cut(runs, fractions, withheld=withheld, loss=loss) for runs, _ in cohort.batches]
-    every = []
-    for part, (runs, kept) in zip(windows, cohort.batches, strict=True):
-        starts = np.arange(0, len(part.run), len(runs.finite))
-        every.append((starts[:, None] + kept).ravel())
-    return merge(windows, every)
+    return merge(windows, [rows_of(part, kept) for part, (_, kept) in zip(windows, cohort.batches, strict=True)])
+
+
+def rows_of(windows: Windows, runs: np.ndarray) -> np.ndarray:
+    """Indices of the windows of some runs, in the order of `cut`: all runs at one cut, all at the next."""
+    starts = np.arange(0, len(windows.run), len(windows.weights))
+    return (starts[:, None] + runs).ravel()
 
 
 def forecast_cohort(

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 
 from experiments.gfm.config import Config
-from experiments.gfm.evaluate import Cohort, Judge, Score, loss_on, observed
+from experiments.gfm.evaluate import Cohort, Judge, Score, observed
+from experiments.gfm.lessons import Lessons
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecast
-from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.trajectories import Windows
 
-__all__ = ["Exam", "Ledger", "enter", "fit_keys", "prepare", "progress"]
+__all__ = ["Exam", "Ledger", "enter", "fit_keys", "observe_all", "progress"]
 
 
 class Ledger(NamedTuple):
@@ -34,38 +34,26 @@ class Exam(NamedTuple):
     """What there is to learn from, and what is asked.
 
     Attributes:
-      windows, losses: of the cohorts to learn from, each observed at several fractions with the landscape of its loss.
+      lessons: what there is to learn from.
       groups, judges: the cohorts that are held out.
       asked: their windows, by prefix.
       folder: where fits leave checkpoints, from which a run that was stopped goes on.
     """
 
     config: Config
-    windows: list[Windows]
-    losses: list[Callable]
+    lessons: Lessons
     groups: list[Cohort]
     judges: list[Judge]
     asked: dict[float, list[Windows]]
     folder: pathlib.Path
 
 
-def prepare(config, train: list[Cohort], groups: list[Cohort], judges: list[Judge], folder) -> Exam:
-    """Observes every run, and looks around where it was cut: at the loss on images that it was trained on."""
-    recipe, part = Recipe(), slice(config.train_images)
-    loss_of = {group.network: loss_on(group.task, "train", part) for group in (*train, *groups)}
-    work = [(group, recipe.fractions, recipe.withheld) for group in train]
-    work += [(group, (prefix,), ()) for prefix in config.prefixes for group in groups]
-    windows = list(side_by_side(lambda job: observed(*job, loss_of[job[0].network]), work))
-    asked = windows[len(train) :]
-    return Exam(
-        config=config,
-        windows=windows[: len(train)],
-        losses=[loss_of[group.network] for group in train],
-        groups=groups,
-        judges=judges,
-        asked={p: asked[i * len(groups) : (i + 1) * len(groups)] for i, p in enumerate(config.prefixes)},
-        folder=folder,
-    )
+def observe_all(config, groups: list[Cohort], loss_of: dict[str, Callable]) -> dict[float, list[Windows]]:
+    """Windows of every cohort, by prefix, with the landscape of the loss where each run was cut."""
+    work = [(prefix, group) for prefix in config.prefixes for group in groups]
+    look = lambda job: observed(job[1], job[:1], (), loss_of[job[1].network])
+    windows, num = list(side_by_side(look, work)), len(groups)
+    return {prefix: windows[i * num : (i + 1) * num] for i, prefix in enumerate(config.prefixes)}
 
 
 def fit_keys(config) -> list[jax.Array]:

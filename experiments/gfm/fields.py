@@ -19,7 +19,7 @@ from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.methods.intervals import UNIT
 from gfm_jax.trajectories import Windows
 
-__all__ = ["Fitted", "learn_fields"]
+__all__ = ["Fitted", "learn_flow_maps", "learn_velocity"]
 
 SHARES = (0.6, 1.0, 1.5, 2.2, 3.2)  # of the way to the forecast: with persistence and two averages 8 candidates
 GATED_ROWS = ("persistence", "lawa", "lawa_quarter")
@@ -32,49 +32,60 @@ class Fitted(NamedTuple):
     params: object
 
 
-def learn_fields(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
-    """Fits every field `fit_seeds` times, scores it on the cohorts held out, and returns the last flow map.
+def learn_velocity(exam: Exam) -> Ledger:
+    """Fits a velocity `fit_seeds` times, and scores it on the cohorts held out."""
+    config, ledger = exam.config, Ledger({}, {}, {})
+    # It is learned in a third of the steps of a flow map.
+    forecaster = gradient_flow_matching("velocity", **_size(config) | {"num_steps": config.field_steps // 3})
+    for seed, key in enumerate(fit_keys(config)):
+        _learn(exam, ledger, "gfm_velocity", forecaster, seed, key)
+    return ledger
+
+
+def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
+    """Fits a flow map, in weight space and on in function space, `fit_seeds` times, scores both and their gate on the cohorts
+    held out, and returns the last one in weight space.
 
     `simple` holds the forecasts among which the gate may choose besides; it looks at images that were held out of training.
     """
-    config, ledger, fields = exam.config, Ledger({}, {}, {}), _fields(exam.config)
+    config, ledger = exam.config, Ledger({}, {}, {})
+    in_weight_space = gradient_flow_matching("flow_map", **_size(config))
+    on = gradient_flow_matching("function_space", function_steps=config.function_steps, **_size(config))
     gates = [loss_on(group.task, "validation") for group in exam.groups]
-    flow_map = None
     for seed, key in enumerate(fit_keys(config)):
-        for row, forecaster in fields.items():
-            start = flow_map if row == "gfm_function_space" else None
-            params = forecaster.fit(key, exam.windows, exam.losses, start=start, **progress(exam, row, seed))
-            flow_map = params if row == "gfm_flow_map" else flow_map
-            params, forecasts = _calibrated(forecaster, params, exam.groups, exam.asked)
-            windows, recipe = exam.asked[config.prefixes[-1]][-1], forecaster.fit.args[0]
-            as_compiled = params._replace(half_width=UNIT)  # as it was called for the calibration
-            forecast = functools.partial(forecast_windows, recipe, as_compiled, windows)
-            ledger.stopwatches[row] = _stopwatch(forecast, len(windows.run))
-            for prefix, of_groups in forecasts.items():
-                enter(ledger, exam, row, prefix, of_groups)
-            if row == "gfm_flow_map":
-                last = Fitted(recipe, params)
+        start, flow_map = _learn(exam, ledger, "gfm_flow_map", in_weight_space, seed, key)
+        _learn(exam, ledger, "gfm_function_space", on, seed, key, start)
         for prefix in config.prefixes:
             best = ledger.forecasts["gfm_function_space", prefix]
             others = [[simple.forecasts[row, prefix][i].weights for row in GATED_ROWS] for i in range(len(best))]
             candidates = [_candidates(known, f.weights) for known, f in zip(others, best, strict=True)]
             chosen = [gated(loss, options) for loss, options in zip(gates, candidates, strict=True)]
             enter(ledger, exam, "gfm_gated", prefix, chosen, forwards=candidates[0].shape[1])
-        with_gate = lambda forecast=forecast, options=candidates[-1]: (forecast(), gated(gates[-1], options))
-        ledger.stopwatches["gfm_gated"] = _stopwatch(with_gate, len(candidates[-1]))
-    return ledger, last
+        choose = functools.partial(gated, gates[-1], candidates[-1])
+        forecast, seconds = ledger.stopwatches["gfm_function_space"], _stopwatch(choose, len(candidates[-1]))
+        ledger.stopwatches["gfm_gated"] = lambda forecast=forecast, seconds=seconds: forecast() + seconds()
+    return ledger, flow_map
 
 
-def _fields(config) -> dict[str, Forecaster]:
-    size = {"num_steps": config.field_steps, "batch_size": config.batch_rows}
-    return {  # a velocity is learned in a third of the steps
-        "gfm_velocity": gradient_flow_matching("velocity", **size | {"num_steps": config.field_steps // 3}),
-        "gfm_flow_map": gradient_flow_matching("flow_map", **size),
-        "gfm_function_space": gradient_flow_matching("function_space", function_steps=config.function_steps, **size),
-    }
+def _size(config):
+    return {"num_steps": config.field_steps, "batch_size": config.batch_rows}
 
 
-def _calibrated(forecaster, params, groups: list[Cohort], asked: dict[float, list[Windows]]):
+def _learn(exam, ledger, row, forecaster: Forecaster, seed, key, start=None):
+    """One fit: its parameters, and those with intervals; its forecasts go into the ledger."""
+    recipe, lessons = forecaster.fit.args[0], exam.lessons
+    windows = lessons.windows if start is None else lessons.whole
+    params = forecaster.fit(key, windows, lessons.losses, start=start, **progress(exam, row, seed))
+    calibrated, forecasts = _calibrated(recipe, params, exam.groups, exam.asked)
+    for prefix, of_groups in forecasts.items():
+        enter(ledger, exam, row, prefix, of_groups)
+    windows, as_compiled = exam.asked[exam.config.prefixes[-1]][-1], params._replace(half_width=UNIT)
+    forecast = functools.partial(forecast_windows, recipe, as_compiled, windows)
+    ledger.stopwatches[row] = _stopwatch(forecast, len(windows.run))
+    return params, Fitted(recipe, calibrated)
+
+
+def _calibrated(recipe, params, groups: list[Cohort], asked: dict[float, list[Windows]]):
     """Intervals from the validation runs, in every cell of optimizer, learning rate and prefix; and all forecasts."""
     windows, rows, labels = [], [], []
     for prefix, parts in asked.items():
@@ -83,7 +94,7 @@ def _calibrated(forecaster, params, groups: list[Cohort], asked: dict[float, lis
             windows.append(part)
             rows.append(np.array(chosen, int))
             labels.append([(prefix, group.specs[i].optimizer, group.specs[i].peak_rate) for i in chosen])
-    params, forecasts = calibrate(forecaster.fit.args[0], params, windows, rows, labels)
+    params, forecasts = calibrate(recipe, params, windows, rows, labels)
     num = len(groups)
     return params, {prefix: forecasts[i * num : (i + 1) * num] for i, prefix in enumerate(asked)}
 

@@ -15,7 +15,7 @@ def learn_histories(exam: Exam) -> Ledger:
     """Fits each of them `fit_seeds` times, and scores it on the cohorts held out."""
     config, ledger, histories = exam.config, Ledger({}, {}, {}), _predictors(exam.config)
     for seed, key in enumerate(fit_keys(config)):
-        params = {row: f.fit(key, exam.windows, **progress(exam, row, seed)) for row, f in histories.items()}
+        params = {row: f.fit(key, exam.lessons.windows, **progress(exam, row, seed)) for row, f in histories.items()}
         if seed == 0:  # how long a forecast takes does not hang on what was learned
             for row, forecaster in histories.items():
                 ledger.stopwatches[row] = stopwatch(forecaster, params[row], exam.groups[0], config.prefixes[0])

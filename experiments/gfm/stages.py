@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm.auto import tqdm
 
-from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, stopwatch
-from experiments.gfm.exam import Ledger, prepare
-from experiments.gfm.fields import learn_fields
+from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, loss_on, stopwatch
+from experiments.gfm.exam import Exam, Ledger, observe_all
+from experiments.gfm.fields import learn_flow_maps, learn_velocity
 from experiments.gfm.figures import draw_all
 from experiments.gfm.histories import learn_histories
+from experiments.gfm.lessons import learn_from
 from experiments.gfm.noise import noise_floor
 from experiments.gfm.synthetic import forecast_regressions
 from experiments.gfm.tables import HELD_OUT, arrays_of, markdown, tabulate
@@ -43,8 +44,8 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     tasks, specs = make_tasks(config), run_specs(config)
     held_out = [spec for spec in specs if spec.split != "train"]
 
-    batches = _record(config, tasks, held_out, "record the runs that are held out")
-    groups, dropped = cohorts(batches)
+    with tqdm(total=len(held_out), desc="record the runs that are held out", unit="run") as bar:
+        groups, dropped = cohorts(record_zoo(config, tasks, held_out, bar.update))
     judges = [Judge(cohort) for cohort in groups]
     ledger = Ledger({}, {}, {})
     print(f"{len(held_out)} runs held out; {dropped} of them diverged or were never trained, and are left out below")
@@ -53,18 +54,22 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     for split in HELD_OUT:
         print(markdown(ledger, groups, split, config.prefixes), flush=True)
 
+    # Every field sees the loss on images that the runs were trained on.
+    loss_of = {name: loss_on(task, "train", slice(config.train_images)) for name, task in tasks.items()}
+    asked = observe_all(config, groups, loss_of)
     training = [spec for spec in specs if spec.split == "train"]
-    batches = _record(config, tasks, training, "record the runs to learn from")
+    lessons = learn_from(config, tasks, training, loss_of)
+    folder.add("zoo", "train", runs=len(training), dropped=lessons.dropped)
     noise_floor(config, tasks, folder)
-    train, dropped = cohorts(batches)
-    folder.add("zoo", "train", runs=len(training), dropped=dropped)
-    exam = prepare(config, train, groups, judges, folder.path / "checkpoints")
-    with ThreadPoolExecutor(1) as beside:  # what the fields do not need
-        others = [beside.submit(learn_histories, exam), beside.submit(_time_simple_ways, config, groups, ledger)]
-        others.append(beside.submit(forecast_regressions, folder, config))
-        fields, flow_map = learn_fields(exam, ledger)
-        histories, *_ = [other.result() for other in others]
-    for part in (histories, fields):
+    exam = Exam(config, lessons, groups, judges, asked, folder.path / "checkpoints")
+    with ThreadPoolExecutor(2) as beside:  # what the flow maps do not need
+        parts = [beside.submit(learn_histories, exam), beside.submit(learn_velocity, exam)]
+        others = [beside.submit(forecast_regressions, folder, config)]
+        others.append(beside.submit(_time_simple_ways, config, groups, ledger))
+        flow_maps, flow_map = learn_flow_maps(exam, ledger)
+        parts = [part.result() for part in parts] + [flow_maps]
+        others = [other.result() for other in others]
+    for part in parts:
         for all_rows, rows in zip(ledger, part, strict=True):
             all_rows.update(rows)
 
@@ -77,11 +82,6 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     folder.finish("Forecasting where training runs end", command)
     shutil.rmtree(folder.path / "checkpoints")  # they served a run that might have been stopped
     print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
-
-
-def _record(config, tasks, specs, title):
-    with tqdm(total=len(specs), desc=title, unit="run") as bar:
-        return record_zoo(config, tasks, specs, bar.update)
 
 
 def _forecast_simply(config, groups, judges, ledger):

@@ -3,7 +3,8 @@
 import collections
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -58,6 +59,10 @@ NETWORKS = {
     "cnn": CNN((8, 16)),
     "deep": MLP((24, 24, 10)),
     "mlp3": MLP((32, 16, 10), activation=nn.gelu),
+    "cnn3": CNN((8, 16, 16)),
+    "cnn3_narrow": CNN((8, 12, 12)),
+    "cnn4": CNN((8, 8, 16, 16)),
+    "cnn3_gelu": CNN((12, 12, 16), activation=nn.gelu),
 }
 
 
@@ -92,7 +97,7 @@ def run_specs(config) -> list[RunSpec]:
         ("seed", two, four, grid(2)),
         ("learning_rate", two, four, held_out(2)),
         ("optimizer", two, ("rmsprop",), grid(2)),
-        ("architecture", ("mlp3",), four, grid(2)),
+        ("architecture", (config.unseen_network,), four, grid(2)),
         # More to learn from, numbered last, so that the runs of the splits above are those of a smaller zoo.
         ("train", config.more_networks, four, grid(config.more_network_seeds)),
         ("train", two, config.more_optimizers, grid(config.more_optimizer_seeds)),
@@ -116,7 +121,7 @@ def make_tasks(config) -> dict[str, Task]:
     cuts = {"train": slice(0, num_train), "validation": slice(num_train, stop), "test": slice(stop, None)}
     images = (images - images[cuts["train"]].mean()) / images[cuts["train"]].std()
     tasks = {}
-    for name in (*config.networks, *config.more_networks, "mlp3"):
+    for name in (*config.networks, *config.more_networks, config.unseen_network):
         module = NETWORKS[name]
         inputs = images if name.startswith("cnn") else images.reshape(len(images), -1)
         network = Network(functools.partial(_init, module, inputs.shape[1:]), module.apply)
@@ -129,8 +134,8 @@ def _init(module, shape, key):
     return module.init(key, jnp.zeros((1, *shape)))
 
 
-def record_zoo(config, tasks, specs, progress) -> list[Batch]:
-    """Records runs, one compiled call a structure."""
+def record_zoo(config, tasks, specs, progress, keep: Callable[[Batch], Any] = lambda batch: batch) -> list:
+    """Records runs, one compiled call a structure, and returns what `keep` makes of each batch of them."""
 
     def batch(structure):
         network, optimizer = structure
@@ -139,12 +144,12 @@ def record_zoo(config, tasks, specs, progress) -> list[Batch]:
         rates = np.stack([np.broadcast_to(rate(np.arange(config.num_steps)), config.num_steps) for rate in rates])
         seeds = np.array([spec.seed for spec in chosen])
         runs = record_structure(config, tasks[network], network, OPTIMIZERS[optimizer], seeds, rates)
-        return Batch(chosen, tasks[network], runs)
+        return len(chosen), keep(Batch(chosen, tasks[network], runs))
 
     batches = []
-    for done in side_by_side(batch, sorted({(spec.network, spec.optimizer) for spec in specs})):
-        progress(len(done.specs))
-        batches.append(done)
+    for num, kept in side_by_side(batch, sorted({(spec.network, spec.optimizer) for spec in specs})):
+        progress(num)
+        batches.append(kept)
     return batches
 
 

@@ -117,7 +117,7 @@ def _forecast_windows(recipe, params, windows, save):
 def _fit(
     recipe: Recipe,
     key: Array,
-    runs: Sequence[Trajectory],
+    runs: Sequence[Trajectory | Windows],
     losses: Sequence[Callable] | None = None,
     *,
     calibration: Sequence[Trajectory] = (),
@@ -136,7 +136,7 @@ def _fit(
     layouts = tuple(dict.fromkeys(part.layout for part in runs))
     options = {"mesh": mesh, "progress": progress}
     if start is None:
-        field = _init(recipe, key_init, windows)
+        field = _init(_of_start(recipe), key_init, windows)
         sample, loss, optimizer = weight_space(recipe)
         in_folder = None if folder is None else f"{folder}/weight_space"
         field = minimise(
@@ -157,6 +157,12 @@ def _fit(
     loss_of = {} if losses is None else dict(zip((part.layout for part in runs), losses, strict=True))
     held_out = cut_all(calibration, recipe.fractions, losses=[loss_of.get(part.layout) for part in calibration])
     return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
+
+
+def _of_start(recipe):
+    # A field starts the same whatever it is to learn and for how long; the other choices would only make it compile again.
+    chosen = ("head", "widths", "batch_size", "share_now", "share_final")
+    return Recipe(**{name: getattr(recipe, name) for name in chosen})
 
 
 @jax.jit

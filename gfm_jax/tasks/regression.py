@@ -92,7 +92,7 @@ def least_squares(task: Task) -> tuple[Float[Array, " dim"], Float[Array, "dim d
 
 
 def gradient_descent_end(
-    task: Task, weights: Float[Array, " dim"], learning_rate: float, num_steps: int
+    task: Task, weights: Float[Array, " dim"], learning_rate: Float[Array, ""] | float, num_steps: int
 ) -> Float[Array, " dim"]:
     r"""Where full-batch gradient descent on a linear regression ends, in closed form.
 
@@ -104,7 +104,7 @@ def gradient_descent_end(
 
 
 def heavy_ball_end(
-    task: Task, weights: Float[Array, " dim"], learning_rate: float, decay: float, num_steps: int
+    task: Task, weights: Float[Array, " dim"], learning_rate: Float[Array, ""] | float, decay: float, num_steps: int
 ) -> Float[Array, " dim"]:
     r"""Where full-batch gradient descent with momentum on a linear regression ends, in closed form.
 

@@ -15,6 +15,7 @@ from gfm_jax.trajectories.windows import (
     merge,
     prefix_of,
     save_at,
+    thin,
 )
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "save_at",
     "save_steps",
     "survey",
+    "thin",
     "verify",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "horizon_at",
     "prefix_of",
     "save_at",
+    "thin",
 ]
 
 
@@ -42,7 +43,7 @@ class Windows(NamedTuple):
       clock: step, time and learning rate of every save of every run, [runs, saves].
       weights: of every save of every run, [runs, saves, dim].
       distance: squared distance from the last observed weights to those of every save, [windows, saves].
-      layout: which stretch of the weights is which tensor.
+      layout: which stretch of the weights is which tensor; of all of them, also where the windows are `thin`.
     """
 
     context: Context
@@ -229,6 +230,27 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
 
+def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
+    """Windows of a sample of the coordinates, the same ones of every run: what a field can be fitted to, and what fits into
+    memory, where all of them do not.
+
+    Args:
+      windows: of all coordinates.
+      num: how many to keep; all of them where there are no more.
+      seed: of the choice.
+
+    Raises:
+      ValueError: for fewer than one.
+    """
+    if num < 1:
+        raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
+    dim = windows.layout.dim
+    kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
+    by_coordinate = ("coordinate", "directions", "scale", "origin", "segment")
+    chosen = {name: getattr(windows.context, name)[:, kept] for name in by_coordinate}
+    return windows._replace(context=windows.context._replace(**chosen), weights=windows.weights[..., kept])
+
+
 @functools.partial(jax.jit, compiler_options=QUICK)
 def _evidence(records, last):
     def one(record):
@@ -277,8 +299,7 @@ def draw_pairs(
     """
     key_window, key_coordinate, key_now, key_s = jax.random.split(key, 4)
     window, t = draw_windows(key_window, windows, num, share_final)
-    dim = windows.weights.shape[-1]
-    coordinate = jax.random.randint(key_coordinate, (num,), 0, dim)
+    coordinate = jax.random.randint(key_coordinate, (num,), 0, windows.weights.shape[-1])
     run, last = windows.run[window], windows.last[window]
     between = last + jnp.floor((t - last) * jax.random.uniform(key_s, (num,))).astype(jnp.int32)
     s = jnp.where(jax.random.bernoulli(key_now, share_now, (num,)), last, between)
@@ -300,5 +321,5 @@ def draw_pairs(
         origin=every.origin[window, coordinate],
         segment=segment,
     )
-    weight = scale**2 * dim / windows.distance[window, goal]
+    weight = scale**2 * windows.layout.dim / windows.distance[window, goal]
     return Pairs(picked, moment(last), moment(s), moment(t), moved(s), moved(t), weight, (run, last, coordinate))

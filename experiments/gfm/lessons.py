@@ -1,0 +1,60 @@
+"""The runs to learn from: recorded, observed, and let go of, one structure at a time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from experiments.gfm.evaluate import rows_of, trained
+from experiments.gfm.zoo import Batch, record_zoo
+from gfm_jax.methods.gradient_flow_recipe import Recipe
+from gfm_jax.trajectories import Windows, cut, merge, thin
+
+__all__ = ["Lessons", "learn_from"]
+
+
+class Lessons(NamedTuple):
+    """What there is to learn from, network by network.
+
+    Attributes:
+      windows: of all runs, observed at several fractions with the landscape of their loss; of `config.coordinates` weights.
+      whole: the same of all weights; where `windows` are not, of a few runs.
+      losses: of the networks, as functions of flat weights.
+      dropped: how many runs diverged or were never trained, and are left out.
+    """
+
+    windows: list[Windows]
+    whole: list[Windows]
+    losses: list[Callable]
+    dropped: int
+
+
+def learn_from(config, tasks, specs, loss_of: dict[str, Callable]) -> Lessons:
+    """Records runs and observes them; of what was recorded nothing else is kept."""
+    recipe = Recipe()
+
+    def look(batch: Batch):
+        network, kept = batch.specs[0].network, trained(batch)
+        cuts = {"withheld": recipe.withheld, "loss": loss_of[network]}
+        windows = cut(batch.trajectory, recipe.fractions, **cuts)
+        part, whole = (windows, rows_of(windows, kept)), None
+        if config.coordinates:
+            part = (thin(windows, config.coordinates), part[1])
+            some = jax.tree.map(lambda leaf: leaf[kept[: config.whole_runs]], batch.trajectory)
+            whole = cut(some, recipe.fractions, **cuts)
+            whole = (whole, np.arange(len(whole.run)))
+        return network, part, whole, len(batch.specs) - len(kept)
+
+    with tqdm(total=len(specs), desc="record the runs to learn from", unit="run") as bar:
+        found = record_zoo(config, tasks, specs, bar.update, look)
+    networks = list(dict.fromkeys(network for network, *_ in found))
+
+    def of_each_network(which):
+        parts = [[entry[which] for entry in found if entry[0] == network] for network in networks]
+        return [merge(*zip(*part, strict=True)) for part in parts]
+
+    windows = of_each_network(1)
+    whole = of_each_network(2) if config.coordinates else windows
+    return Lessons(windows, whole, [loss_of[network] for network in networks], sum(entry[-1] for entry in found))
