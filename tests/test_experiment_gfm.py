@@ -86,6 +86,16 @@ def test_lessons_of_some_coordinates_are_a_part_of_all():
     assert some.dropped == every.dropped == 0
 
 
+def test_nothing_to_learn_from_is_said(monkeypatch):
+    monkeypatch.setattr("experiments.gfm.evaluate.MAX_LOSS", 0.0)  # nothing ever counts as trained
+    config = dataclasses.replace(PRESETS["smoke"], train_images=32, coordinates=50)
+    tasks = make_tasks(config)
+    specs = [spec for spec in run_specs(config) if spec.split == "train"]
+    loss_of = {"mlp": loss_on(tasks["mlp"], "train", slice(config.train_images))}
+    with pytest.raises(ValueError, match="every run of mlp"):
+        learn_from(config, tasks, specs, loss_of)
+
+
 def test_typos_are_named(tmp_path):
     preset = run("--preset", "desktop")
     assert preset.returncode != 0

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from experiments.gfm.evaluate import rows_of, trained
+from experiments.gfm.evaluate import MAX_LOSS, rows_of, trained
 from experiments.gfm.zoo import Batch, record_zoo
 from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.trajectories import Windows, cut, merge, thin
@@ -32,7 +32,11 @@ class Lessons(NamedTuple):
 
 
 def learn_from(config, tasks, specs, loss_of: dict[str, Callable]) -> Lessons:
-    """Records runs and observes them; of what was recorded nothing else is kept."""
+    """Records runs and observes them; of what was recorded nothing else is kept.
+
+    Raises:
+      ValueError: where a network has no run to learn from.
+    """
     recipe = Recipe()
 
     def look(batch: Batch):
@@ -42,9 +46,9 @@ def learn_from(config, tasks, specs, loss_of: dict[str, Callable]) -> Lessons:
         part, whole = (windows, rows_of(windows, kept)), None
         if config.coordinates:
             part = (thin(windows, config.coordinates), part[1])
-            some = jax.tree.map(lambda leaf: leaf[kept[: config.whole_runs]], batch.trajectory)
-            whole = cut(some, recipe.fractions, **cuts)
-            whole = (whole, np.arange(len(whole.run)))
+            some = (kept if len(kept) else np.zeros(1, int))[: config.whole_runs]
+            whole = cut(jax.tree.map(lambda leaf: leaf[some], batch.trajectory), recipe.fractions, **cuts)
+            whole = (whole, np.arange(len(whole.run) if len(kept) else 0))
         return network, part, whole, len(batch.specs) - len(kept)
 
     with tqdm(total=len(specs), desc="record the runs to learn from", unit="run") as bar:
@@ -56,5 +60,11 @@ def learn_from(config, tasks, specs, loss_of: dict[str, Callable]) -> Lessons:
         return [merge(*zip(*part, strict=True)) for part in parts]
 
     windows = of_each_network(1)
+    for network, part in zip(networks, windows, strict=True):
+        if not len(part.run):
+            raise ValueError(
+                f"there is nothing to learn from: every run of {network} diverged or ended above a loss of {MAX_LOSS:g}; "
+                "give them more steps (num_steps)"
+            )
     whole = of_each_network(2) if config.coordinates else windows
     return Lessons(windows, whole, [loss_of[network] for network in networks], sum(entry[-1] for entry in found))
