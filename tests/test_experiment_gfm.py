@@ -12,6 +12,7 @@ import chex
 import numpy as np
 import pytest
 
+from experiments.gfm.checks import check
 from experiments.gfm.config import PRESETS
 from experiments.gfm.evaluate import loss_on
 from experiments.gfm.lessons import learn_from
@@ -103,6 +104,45 @@ def test_typos_are_named(tmp_path):
     field = run("--preset", "smoke", "--num-stepz", "3", "--out", str(tmp_path))
     assert field.returncode != 0
     assert "num-stepz" in field.stderr + field.stdout
+
+
+BAD = {
+    "networks": ("mlp", "resnet"),
+    "more_networks": ("resnet",),
+    "unseen_network": "mlp",
+    "optimizers": ("rmsprop",),
+    "more_optimizers": ("lion", "lion"),
+    "histories": ("gru",),
+    "synthetic": ("lbfgs",),
+    "prefixes": (0.5, 1.0),
+    "num_saves": 2,
+    "num_steps": 0,
+    "batch_size": 0,
+    "fit_seeds": 0,
+    "field_steps": 2,
+    "train_images": 513,
+    "train_seeds": (0, 0, 0),
+    "coordinates": 0,
+    "whole_runs": 0,
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_configs_are_refused(field):
+    check(PRESETS["smoke"])
+    with pytest.raises(ValueError, match=rf"^{field}: "):
+        check(dataclasses.replace(PRESETS["smoke"], **{field: BAD[field]}))
+
+
+@pytest.mark.parametrize("sizes", [(1500, 297), (0, 100), (100, 0)])
+def test_sizes_leave_a_test_set(sizes):
+    with pytest.raises(ValueError, match="sizes: expected"):
+        make_tasks(dataclasses.replace(PRESETS["smoke"], sizes=sizes))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_accepted(preset):
+    check(PRESETS[preset])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -6,8 +6,9 @@ from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecaster
 from gfm_jax.methods import baselines, nowcast
 
-__all__ = ["learn_histories"]
+__all__ = ["HISTORIES", "learn_histories"]
 
+HISTORIES = ("lfd2", "introspection", "wnn", "lstm", "transformer")
 SEQUENCES = ("lstm", "transformer")
 
 

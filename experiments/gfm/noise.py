@@ -3,7 +3,7 @@
 import numpy as np
 from tqdm.auto import tqdm
 
-from experiments.gfm.zoo import OPTIMIZERS, RATES, record_structure
+from experiments.gfm.zoo import OPTIMIZERS, RATES, UNSEEN_OPTIMIZER, record_structure
 from gfm_jax.tasks import branched
 from gfm_jax.trajectories import save_at
 
@@ -19,7 +19,7 @@ def noise_floor(config, tasks, folder, num_branches: int = 5) -> None:
     """
     network = config.networks[0]
     task = branched(tasks[network])
-    for optimizer in tqdm((*config.optimizers, "rmsprop"), desc="noise floor"):
+    for optimizer in tqdm((*config.optimizers, UNSEEN_OPTIMIZER), desc="noise floor"):
         peaks = RATES[optimizer][0]
         shape = (len(config.prefixes), len(peaks), num_branches)  # all of them recorded side by side
         prefixes, rates, branches = (

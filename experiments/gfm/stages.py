@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm.auto import tqdm
 
+from experiments.gfm.checks import check
 from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, loss_on, stopwatch
 from experiments.gfm.exam import Exam, Ledger, observe_all
 from experiments.gfm.fields import learn_flow_maps, learn_velocity
@@ -40,8 +41,9 @@ SIMPLE = {
 
 def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     """Runs every stage, each with its progress on the screen, and leaves the run folder."""
-    folder = RunFolder(out, config)
+    check(config)
     tasks, specs = make_tasks(config), run_specs(config)
+    folder = RunFolder(out, config)
     held_out = [spec for spec in specs if spec.split != "train"]
 
     with tqdm(total=len(held_out), desc="record the runs that are held out", unit="run") as bar:

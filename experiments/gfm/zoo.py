@@ -21,9 +21,11 @@ from gfm_jax.tasks import SCHEDULES, classification
 from gfm_jax.trajectories import record_many, save_steps
 
 __all__ = [
+    "NETWORKS",
     "OPTIMIZERS",
     "RATES",
     "SPLITS",
+    "UNSEEN_OPTIMIZER",
     "Batch",
     "RunSpec",
     "make_tasks",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 SHAPES = ("constant", "cosine")  # of the learning rate
+UNSEEN_OPTIMIZER = "rmsprop"
 SPLITS = ("train", "validation", "seed", "learning_rate", "optimizer", "architecture")
 OPTIMIZERS = {
     "sgd": optax.sgd,
@@ -96,7 +99,7 @@ def run_specs(config) -> list[RunSpec]:
         ("validation", two, four, grid(1)),
         ("seed", two, four, grid(2)),
         ("learning_rate", two, four, held_out(2)),
-        ("optimizer", two, ("rmsprop",), grid(2)),
+        ("optimizer", two, (UNSEEN_OPTIMIZER,), grid(2)),
         ("architecture", (config.unseen_network,), four, grid(2)),
         # More to learn from, numbered last, so that the runs of the splits above are those of a smaller zoo.
         ("train", config.more_networks, four, grid(config.more_network_seeds)),
@@ -111,13 +114,22 @@ def run_specs(config) -> list[RunSpec]:
 
 
 def make_tasks(config) -> dict[str, Task]:
-    """One task a network, on the data set shuffled once and split into train, validation and test."""
+    """One task a network, on the data set shuffled once and split into train, validation and test.
+
+    Raises:
+      ValueError: where `config.sizes` leaves nothing to train, to choose or to test on.
+    """
     parts = [load(config.dataset, split) for split in ("train", "test")]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order].astype(np.float32), labels[order]
     num_train, num_validation = config.sizes
     stop = num_train + num_validation
+    if min(num_train, num_validation) < 1 or stop >= len(images):
+        raise ValueError(
+            f"sizes: expected images for training and for validation that leave some of the {len(images)} for the test set, "
+            f"got {num_train} and {num_validation}"
+        )
     cuts = {"train": slice(0, num_train), "validation": slice(num_train, stop), "test": slice(stop, None)}
     images = (images - images[cuts["train"]].mean()) / images[cuts["train"]].std()
     tasks = {}
