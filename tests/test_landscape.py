@@ -40,11 +40,11 @@ def prefix():
     return prefix_of(first(small_runs()), 10)
 
 
+@pytest.mark.usefixtures("x64")
 def test_krylov_directions_span_the_powers_and_are_orthonormal():
     loss, hessian, minimum = quadratic_loss(np.geomspace(0.1, 3, 9))
     metric = np.geomspace(0.2, 2, 9)
-    with jax.enable_x64(True):
-        found = landscape(loss, jnp.zeros(9), jnp.array(metric))
+    found = landscape(loss, jnp.zeros(9), jnp.array(metric))
     krylov = np.asarray(found.krylov)
     np.testing.assert_allclose(krylov / metric @ krylov.T, np.eye(4), atol=1e-10)
     np.testing.assert_allclose(found.gradient, -hessian @ minimum, rtol=1e-10)
@@ -58,11 +58,11 @@ def test_krylov_directions_span_the_powers_and_are_orthonormal():
         power = metric * (hessian @ power)
 
 
+@pytest.mark.usefixtures("x64")
 def test_gradient_flow_on_a_quadratic_never_leaves_the_span():
     """With as many different eigenvalues as directions, wherever the flow is at any time."""
     loss, hessian, minimum = quadratic_loss([0.1, 0.1, 0.5, 0.5, 0.5, 2.0, 2.0, 4.0])
-    with jax.enable_x64(True):
-        krylov = np.asarray(landscape(loss, jnp.zeros(8), jnp.ones(8)).krylov)
+    krylov = np.asarray(landscape(loss, jnp.zeros(8), jnp.ones(8)).krylov)
     values, vectors = np.linalg.eigh(hessian)
     for time in (0.3, 3.0, 30.0):
         moved = vectors @ ((1 - np.exp(-values * time)) * (vectors.T @ minimum))
