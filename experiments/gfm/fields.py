@@ -50,11 +50,11 @@ def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
     """
     config, ledger = exam.config, Ledger({}, {}, {})
     in_weight_space = gradient_flow_matching("flow_map", **_size(config))
-    on = gradient_flow_matching("function_space", function_steps=config.function_steps, **_size(config))
+    in_function_space = gradient_flow_matching("function_space", function_steps=config.function_steps, **_size(config))
     gates = [loss_on(group.task, "validation") for group in exam.groups]
     for seed, key in enumerate(fit_keys(config)):
         start, flow_map = _learn(exam, ledger, "gfm_flow_map", in_weight_space, seed, key)
-        _learn(exam, ledger, "gfm_function_space", on, seed, key, start)
+        _learn(exam, ledger, "gfm_function_space", in_function_space, seed, key, start)
         for prefix in config.prefixes:
             best = ledger.forecasts["gfm_function_space", prefix]
             others = [[simple.forecasts[row, prefix][i].weights for row in GATED_ROWS] for i in range(len(best))]
