@@ -111,7 +111,7 @@ BAD = {
     "more_networks": ("resnet",),
     "unseen_network": "mlp",
     "optimizers": ("rmsprop",),
-    "more_optimizers": ("lion", "lion"),
+    "more_optimizers": ("adam_95", "adam_95"),
     "histories": ("gru",),
     "synthetic": ("lbfgs",),
     "prefixes": (0.5, 1.0),
