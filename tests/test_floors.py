@@ -20,6 +20,7 @@ FLOORS = {
     "solve": 2,
     "training": 2,
     "datasets": 2,
+    "checks": 1.5,
     "pytrees": 1.5,  # what the second floor needs too: trees of arrays, and where they lie
     "fields": 3,
     "encoders": 3,

@@ -7,9 +7,10 @@ from gfm_jax.losses.displacement import (
     relative_l1,
     relative_squared_error,
 )
-from gfm_jax.losses.flow_matching import flow_matching_loss
+from gfm_jax.losses.flow_matching import empirical_path, flow_matching_loss
 
 __all__ = [
+    "empirical_path",
     "flow_matching_loss",
     "function_space_loss",
     "laplace_nll",

@@ -1,5 +1,24 @@
 """Paths between points: what a velocity is regressed on."""
 
-from gfm_jax.paths.interpolants import interpolate, linear
+from gfm_jax.paths.companions import distinct, draw_companions
+from gfm_jax.paths.couplings import independent, optimal_transport, paired, sinkhorn
+from gfm_jax.paths.interpolants import interpolate, linear, trigonometric, variance_preserving
+from gfm_jax.paths.times import dyadic, logit_normal, stratified, triangle, uniform
 
-__all__ = ["interpolate", "linear"]
+__all__ = [
+    "distinct",
+    "draw_companions",
+    "dyadic",
+    "independent",
+    "interpolate",
+    "linear",
+    "logit_normal",
+    "optimal_transport",
+    "paired",
+    "sinkhorn",
+    "stratified",
+    "triangle",
+    "trigonometric",
+    "uniform",
+    "variance_preserving",
+]

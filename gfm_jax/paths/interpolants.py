@@ -1,13 +1,18 @@
 """Paths between two points."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Interpolant, PathSample
 
-__all__ = ["interpolate", "linear"]
+__all__ = ["interpolate", "linear", "trigonometric", "variance_preserving"]
 
 linear = Interpolant(alpha=lambda t: 1 - t, beta=lambda t: t)
+
+# alpha^2 + beta^2 = 1 in both: two clocks on one path. The second counts signal, and leaves the noise infinitely fast.
+trigonometric = Interpolant(alpha=lambda t: jnp.cos(jnp.pi / 2 * t), beta=lambda t: jnp.sin(jnp.pi / 2 * t))
+variance_preserving = Interpolant(alpha=lambda t: jnp.sqrt((1 - t) * (1 + t)), beta=lambda t: t)
 
 
 def interpolate(
@@ -23,5 +28,5 @@ def interpolate(
       x_0, x_1: source and target.
     """
     path = lambda t: interpolant.alpha(t) * x_0 + interpolant.beta(t) * x_1
-    x_t, dx_t = jax.jvp(path, (t,), (jax.numpy.ones_like(t),))
+    x_t, dx_t = jax.jvp(path, (t,), (jnp.ones_like(t),))
     return PathSample(t, x_t, dx_t, x_0, x_1)

@@ -1,0 +1,38 @@
+"""Flow times, drawn: one time for a velocity, two for a flow map."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["dyadic", "logit_normal", "stratified", "triangle", "uniform"]
+
+
+def uniform(key: Array, num: int) -> Float[Array, " num"]:
+    """Uniform on [0, 1)."""
+    return jax.random.uniform(key, (num,))
+
+
+def stratified(key: Array, num: int) -> Float[Array, " num"]:
+    """Uniform on [0, 1), one in each of `num` equal parts, in order."""
+    return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+
+
+def logit_normal(key: Array, num: int, mean: float = 0.0, std: float = 1.0) -> Float[Array, " num"]:
+    """The logistic function of a normal variable: the middle more often than the ends."""
+    return jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,)))
+
+
+def triangle(key: Array, num: int) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+    """Two times s <= t, uniform on the triangle."""
+    times = jax.random.uniform(key, (2, num))
+    return times.min(0), times.max(0)
+
+
+def dyadic(key: Array, num: int, levels: int = 7) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+    """Two times at a distance of 2^-k, k uniform in 0..levels-1, on the grid of that width: those of shortcut models."""
+    if levels < 1:
+        raise ValueError(f"levels: expected at least 1, got {levels}")
+    key_level, key_cell = jax.random.split(key)
+    cells = 2 ** jax.random.randint(key_level, (num,), 0, levels)
+    s = jax.random.randint(key_cell, (num,), 0, cells) / cells
+    return s, s + 1 / cells

@@ -1,0 +1,227 @@
+"""The closed form of flow matching, the oracles, and empirical flow matching, against what is known of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfm_jax.fields import closed_form_velocity, gaussian, posterior, single_point, uniform_on_boxes
+from gfm_jax.losses import empirical_path, flow_matching_loss
+from gfm_jax.paths import draw_companions, interpolate, linear, trigonometric, variance_preserving
+from gfm_jax.solve import solve_flow
+
+INTERPOLANTS = (linear, trigonometric, variance_preserving)
+
+
+def as_written(data, t, x):
+    """Proposition 1, densely and in float64."""
+    data, x = np.asarray(data, float), np.asarray(x, float)
+    logits = -((x - t * data) ** 2).sum(1) / (2 * (1 - t) ** 2)
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    return weights @ (data - x) / (1 - t), 1 / (weights**2).sum()
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunks_are_the_formula(key, t, chunk):
+    data = jax.random.normal(key, (101, 3))
+    x = t * data[5] + (1 - t) * jnp.array([0.3, -1.0, 0.2])
+    expected, size = as_written(data, t, x)
+    velocity = closed_form_velocity(data, chunk=chunk)(jnp.float32(t), x)
+    np.testing.assert_allclose(velocity, expected, rtol=2e-4, atol=2e-4 / (1 - t) / 10)
+    assert float(posterior(data, jnp.float32(t), x, chunk=chunk).effective_size) == pytest.approx(size, rel=1e-3)
+
+
+@pytest.mark.parametrize("interpolant", INTERPOLANTS)
+def test_any_path_and_any_gaussian_source(key, interpolant):
+    """Against conditional means of simulated paths: of those that pass near x the mean velocity is u*(x)."""
+    data, source, t = jnp.array([[1.0], [-0.5], [2.0]]), (0.4, 0.7), jnp.float32(0.5)
+    key_0, key_1 = jax.random.split(key)
+    x_0 = source[0] + source[1] * jax.random.normal(key_0, (400_000, 1))
+    x_1 = data[jax.random.randint(key_1, (400_000,), 0, 3)]
+    path = jax.vmap(lambda a, b: interpolate(interpolant, t, a, b))(x_0, x_1)
+    near = jnp.abs(path.x_t[:, 0] - 0.8) < 0.02
+    found = path.dx_t[near].mean(), path.dx_t[near].std() / np.sqrt(near.sum())
+    exact = closed_form_velocity(data, interpolant=interpolant, source=source)(t, jnp.array([0.8]))
+    assert abs(float(exact[0] - found[0])) < 4 * float(found[1]) + 0.01
+
+
+def test_one_point(key):
+    x_1, x = jax.random.normal(key, (2, 4))
+    t = jnp.float32(0.6)
+    for interpolant in INTERPOLANTS:
+        exact = closed_form_velocity(x_1[None], interpolant=interpolant)(t, x)
+        np.testing.assert_allclose(exact, single_point(x_1, interpolant=interpolant).velocity(t, x), rtol=1e-4)
+    np.testing.assert_allclose(closed_form_velocity(x_1[None])(t, x), (x_1 - x) / 0.4, rtol=1e-5)
+
+
+def test_euler_lands_on_the_data(key):
+    """A hundred steps of Euler never look at t = 1, and the last one ends at the posterior's mean: a data point."""
+    data = 3 * jax.random.normal(key, (30, 2))  # farther apart than the noise that is left at the last step
+    x_0 = jax.random.normal(jax.random.key(1), (50, 2))
+    import diffrax
+
+    flow = functools.partial(solve_flow, closed_form_velocity(data), num_steps=100, solver=diffrax.Euler())
+    ends = jax.jit(jax.vmap(lambda x: flow(x)[0]))(x_0)
+    distance = jnp.linalg.norm(ends[:, None] - data, axis=-1).min(1)
+    assert float(distance.max()) < 1e-5
+
+
+def test_a_large_data_set_is_never_beside_the_queries(key):
+    """The compiled program holds a chunk of products, not [queries, data]."""
+    num, queries, dim, chunk = 20_000, 64, 32, 500
+    data = jnp.zeros((num, dim))
+    velocity = jax.jit(jax.vmap(lambda data, t, x: closed_form_velocity(data, chunk=chunk)(t, x), in_axes=(None, 0, 0)))
+    compiled = velocity.lower(data, jnp.zeros(queries), jnp.zeros((queries, dim))).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * (8 * queries * chunk + 4 * chunk * dim + 4 * num)
+    assert temporary < 0.5 * 4 * queries * num
+
+
+# --- oracles ----------------------------------------------------------------------------------------------------------
+
+
+def checkerboard_boxes():
+    corner = [[column, row] for row in range(4) for column in range(row % 2, 4, 2)]
+    lower = jnp.array(corner, jnp.float32) / 2 - 1
+    return lower, lower + 0.5
+
+
+@pytest.mark.parametrize("t", [0.0, 0.05, 0.5, 0.9, 0.99])
+def test_boxes_against_quadrature(key, t):
+    lower, upper = checkerboard_boxes()
+    oracle, std = uniform_on_boxes(lower, upper, std_0=0.5775), 0.5775
+    key_box, key_inside, key_source = jax.random.split(key, 3)
+    x_1 = lower[jax.random.randint(key_box, (64,), 0, 8)] + 0.5 * jax.random.uniform(key_inside, (64, 2))
+    x = (1 - t) * std * jax.random.normal(key_source, (64, 2)) + t * x_1
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    y = np.asarray(lower, float)[:, None] + 0.25 * (nodes[:, None] + 1)  # [boxes, nodes, 2]
+    for point, velocity in zip(
+        np.asarray(x, float), jax.vmap(lambda x: oracle.velocity(jnp.float32(t), x))(x), strict=True
+    ):
+        density = np.exp(-((point - t * y) ** 2) / (2 * (1 - t) ** 2 * std**2)) * weights[:, None]
+        mass, moment = density.sum(1), (density * y).sum(1)
+        whole = mass.prod(1).sum()
+        mean = np.stack([(moment[:, 0] * mass[:, 1]).sum(), (mass[:, 0] * moment[:, 1]).sum()]) / whole
+        np.testing.assert_allclose(velocity, (mean - point) / (1 - t), atol=3e-6 / (1 - t), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "oracle",
+    [
+        gaussian(jnp.array([1.0, -1.0]), 0.3, source=(0.2, 0.8)),
+        gaussian(jnp.array([1.0, -1.0]), 0.3, interpolant=trigonometric),
+        single_point(jnp.array([1.0, 0.5])),
+        uniform_on_boxes(*checkerboard_boxes()),
+    ],
+    ids=["gaussian", "trigonometric", "point", "boxes"],
+)
+def test_flow_maps_are_semigroups_and_solve_the_ode(oracle):
+    x, s, u, t = jnp.array([0.3, -0.4]), jnp.float32(0.1), jnp.float32(0.45), jnp.float32(0.8)
+    straight = oracle.flow_map(s, t, x)
+    np.testing.assert_allclose(oracle.flow_map(u, t, oracle.flow_map(s, u, x)), straight, atol=2e-5)
+    np.testing.assert_allclose(oracle.flow_map(s, s, x), x, atol=1e-6)
+    solved, _ = solve_flow(oracle.velocity, x, s, t, num_steps=200)
+    np.testing.assert_allclose(solved, straight, atol=2e-4)
+
+
+# --- empirical flow matching ------------------------------------------------------------------------------------------
+
+DATA = jax.random.normal(jax.random.key(7), (40, 2))
+
+
+def draw_paths(key, t, x_t=None, num=20_000, num_companions=8, **choices):
+    """Paths through all of space, or through one point x_t by the law of where they come from; and the companions."""
+    key_index, key_source = jax.random.split(key)
+    own, index = draw_companions(key_index, len(DATA), num, num_companions, **choices)
+    x_0 = jax.random.normal(key_source, (num, 2))
+    path = jax.vmap(lambda a, b: interpolate(linear, jnp.float32(t), a, b))(x_0, DATA[own])
+    return path, DATA[index]
+
+
+def test_all_companions_give_the_exact_field(key):
+    path, companions = draw_paths(key, 0.6, num=16, num_companions=40, companions="per_sample")
+    exact = jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    np.testing.assert_allclose(empirical_path(path, companions).dx_t, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_one_companion_is_conditional_flow_matching(key):
+    path, companions = draw_paths(key, 0.6, num=16, num_companions=1, companions="per_sample")
+    np.testing.assert_allclose(empirical_path(path, companions).dx_t, path.dx_t, rtol=1e-4, atol=1e-5)
+
+
+def in_standard_errors(path, target):
+    """How far E[target - u* | .] is from zero, in standard errors: the largest over moments that see a bias anywhere."""
+    error = target - jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    tests = jnp.stack([jnp.ones_like(error), path.x_t, jnp.sign(path.x_t), path.x_t[:, ::-1] * error.shape[1]])
+    products = tests * error
+    return float(jnp.abs(products.mean(1) / (products.std(1) / np.sqrt(len(error)))).max())
+
+
+@pytest.mark.parametrize("choices", [("per_sample", False), ("per_sample", True)], ids=["without", "with replacement"])
+def test_proposition_2(key, choices):
+    """The target is unbiased, and its variance at most that of one sample; leaving the own point out is biased."""
+    companions, replacement = choices
+    path, points = draw_paths(key, 0.5, companions=companions, replacement=replacement)
+    target = empirical_path(path, points).dx_t
+    assert in_standard_errors(path, target) < 4
+    exact = jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    assert float(((target - exact) ** 2).mean()) < 0.7 * float(((path.dx_t - exact) ** 2).mean())
+    assert in_standard_errors(path, empirical_path(path, points[:, 1:]).dx_t) > 10
+
+
+def test_without_replacement_has_less_variance(key):
+    exact = closed_form_velocity(DATA)
+
+    def variance(replacement):
+        path, points = draw_paths(key, 0.5, num_companions=25, companions="per_sample", replacement=replacement)
+        error = empirical_path(path, points).dx_t - jax.vmap(exact)(path.t, path.x_t)
+        return float((error**2).mean())
+
+    assert variance(False) < 0.7 * variance(True)
+
+
+def test_a_shared_set_is_unbiased(key):
+    """Over many small batches, each of which shares its companions."""
+
+    def batch(key):
+        path, points = draw_paths(key, 0.5, num=4, num_companions=12, companions="shared")
+        return path, empirical_path(path, points).dx_t
+
+    path, target = jax.vmap(batch)(jax.random.split(key, 8000))
+    path, target = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (path, target))
+    first = jax.tree.map(lambda leaf: leaf[::4], (path, target))  # of one batch the errors are not independent
+    assert in_standard_errors(*first) < 4
+
+
+def test_regression_on_paths_is_regression_on_the_exact_field(key):
+    """The gradient of conditional flow matching is that of the distance to u*, up to sampling error."""
+    path, _ = draw_paths(key, 0.4, num=200_000, num_companions=1, companions="per_sample")
+    model = lambda theta: jnp.tanh(path.x_t @ theta)
+    theta = jnp.array([[0.5, -1.0], [0.3, 0.8]])
+    exact = path._replace(dx_t=jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t))
+    gradients = [jax.grad(lambda theta, p=p: flow_matching_loss(model(theta), p))(theta) for p in (path, exact)]
+    np.testing.assert_allclose(*gradients, atol=0.01)
+    assert float(jnp.abs(gradients[0]).min()) > 0.02  # what is compared is not zero
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input():
+    t, x = jnp.float32(0.5), jnp.zeros(2)
+    with pytest.raises(ValueError, match=r"data: expected at least one point of shape \(2,\)"):
+        posterior(jnp.zeros((0, 2)), t, x)
+    with pytest.raises(ValueError, match=r"data: expected .* got \(4, 3\)"):
+        closed_form_velocity(jnp.zeros((4, 3)))(t, x)
+    with pytest.raises(ValueError, match="source: expected a Gaussian"):
+        closed_form_velocity(DATA, source=(0.0, 0.0))(t, x)
+    with pytest.raises(ValueError, match="chunk"):
+        posterior(DATA, t, x, chunk=0)
+    with pytest.raises(ValueError, match="data: 1 of 40 points are not finite"):
+        closed_form_velocity(DATA.at[3, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"t: expected .* got 1.2"):
+        closed_form_velocity(DATA)(jnp.float32(1.2), x)
+    with pytest.raises(ValueError, match=r"source: expected .* got 'uniform'"):
+        closed_form_velocity(DATA, source="uniform")(t, x)
