@@ -1,8 +1,8 @@
 """The grammar: the records that every floor of the house speaks, on one page.
 
 Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
-Records of functions (`Interpolant`, `Network`, `Forecaster`, `OptimizerField`) are closed over. A `Task` is both: its
-`data` cross, its functions are closed over.
+Records of functions (`Interpolant`, `Network`, `Forecaster`, `Generator`, `OptimizerField`) are closed over. A `Task` is
+both: its `data` cross, its functions are closed over.
 
 A point `x: [dim]` may be a sample, a latent code, a whole weight vector, or one coordinate of it. Functions act on ONE
 point or ONE run; the caller maps them with `jax.vmap`.
@@ -20,6 +20,7 @@ __all__ = [
     "Context",
     "Forecast",
     "Forecaster",
+    "Generator",
     "Horizon",
     "Interpolant",
     "Landscape",
@@ -195,6 +196,25 @@ class Forecaster(NamedTuple):
 
     fit: Callable[..., PyTree]
     forecast: Callable[[PyTree, Trajectory, Horizon], Forecast]
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+
+
+class Generator(NamedTuple):
+    """A model that draws new points like those it was fitted to.
+
+    Attributes:
+      fit: `(key, data, cond=None, ...) -> params`, data [num, dim] and, where there are conditions, cond [num, conditions].
+      generate: `(key, params, num, cond=None, ...) -> [num, dim]`.
+      velocity: `(params, t, x, cond) -> dx/dt`, of one point.
+      flow_map: `(params, s, t, x, cond) -> X_{s,t}(x)`, of one point; None for those that have only a velocity.
+    """
+
+    fit: Callable[..., PyTree]
+    generate: Callable[..., Array]
+    velocity: Callable[..., Array]
+    flow_map: Callable[..., Array] | None = None
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["check_finite", "check_source", "check_times"]
 
 
 def check_finite(name: str, points: jax.Array) -> None:
     """Raises ValueError where some of the points [num, dim] are not finite."""
-    if isinstance(points, jax.core.Tracer):
+    if isinstance(points, Tracer):
         return
     bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(points)).all(-1)))
     if bad:
@@ -18,7 +19,7 @@ def check_finite(name: str, points: jax.Array) -> None:
 
 def check_times(**times) -> None:
     """Raises ValueError for a time outside [0, 1], or one that is later than the next: s <= u <= t, in the order given."""
-    known = {name: np.asarray(t) for name, t in times.items() if not isinstance(t, jax.core.Tracer)}
+    known = {name: np.asarray(t) for name, t in times.items() if not isinstance(t, Tracer)}
     for name, t in known.items():
         if not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"{name}: expected a flow time in [0, 1], got {t}")

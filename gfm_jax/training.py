@@ -19,11 +19,12 @@ __all__ = ["Fitted", "fit"]
 
 
 class Fitted(NamedTuple):
-    """What a fit leaves: the averaged parameters, the last ones, and the loss of every step."""
+    """What a fit leaves: the averaged parameters, the last ones, the loss of every step, and what it said beside it."""
 
     params: PyTree
     last: PyTree
     losses: Float[Array, " num_steps"]
+    info: PyTree
 
 
 def fit(
@@ -52,7 +53,7 @@ def fit(
 
     Args:
       key: randomness of the batches and of the loss.
-      loss: `(params, key, batch) -> (scalar, info)`.
+      loss: `(params, key, batch) -> (scalar, info)`, info a pytree of scalars.
       params: where to start.
       data: arrays that `sample` draws from.
       sample: `(key, data) -> batch`, a pytree led by the examples.
@@ -66,7 +67,8 @@ def fit(
       progress: a name for the progress bar; None for no bar.
 
     Returns:
-      The averaged and the last parameters, and the losses (NaN for steps that a resumed fit took before).
+      The averaged and the last parameters, and the losses and infos of all steps (NaN for those that a resumed fit took
+      before).
 
     Raises:
       ValueError: for a number of steps below 1, or a decay outside [0, 1).
@@ -85,12 +87,16 @@ def fit(
     if folder is not None:
         start, state = _restore(folder, state)
     saved = time.monotonic()
-    losses = np.full(num_steps, np.nan, np.float32)
+    losses, infos = np.full(num_steps, np.nan, np.float32), None
     bar = tqdm(total=num_steps, initial=start, desc=progress, disable=progress is None, leave=False)
     while start < num_steps:
         length = min(chunk, num_steps - start)
-        state, taken = _take_steps((loss, sample, optimizer, average, chunk, mesh), key, state, data, start, length)
+        static = (loss, sample, optimizer, average, chunk, mesh)
+        state, (taken, info) = _take_steps(static, key, state, data, start, length)
         losses[start : start + length] = taken[:length]
+        infos = jax.tree.map(lambda _: np.full(num_steps, np.nan, np.float32), info) if infos is None else infos
+        for whole, part in zip(jax.tree.leaves(infos), jax.tree.leaves(info), strict=True):
+            whole[start : start + length] = part[:length]
         if not np.isfinite(losses[start + length - 1]):
             raise FloatingPointError(f"loss: {losses[start + length - 1]} after {start + length} steps")
         start += length
@@ -101,30 +107,35 @@ def fit(
             saved = time.monotonic()
     bar.close()
     last, _, averaged = state
-    return Fitted(averaged, last, losses)
+    return Fitted(averaged, last, losses, {} if infos is None else infos)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _take_steps(static, key, state, data, start, length):
-    """`length` steps, at most `chunk`, from step `start` on; the losses of the others are NaN. One program for any length."""
+    """`length` steps, at most `chunk`, from step `start` on; what the others say is NaN. One program for any length."""
     loss, sample, optimizer, average, chunk, mesh = static
 
-    def step(i, carry):
-        (params, opt_state, averaged), losses = carry
-        k = start + i
+    def value_and_gradient(params, k):
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
         batch = sample(key_batch, data)
         if mesh is not None:
             over_batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
             batch = jax.lax.with_sharding_constraint(batch, over_batch)
-        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(params, key_loss, batch)
+        return jax.value_and_grad(loss, has_aux=True)(params, key_loss, batch)
+
+    def step(i, carry):
+        (params, opt_state, averaged), said = carry
+        k = start + i
+        says, gradient = value_and_gradient(params, k)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(average, (1 + k) / (10 + k))
         averaged = optax.incremental_update(params, averaged, 1 - decay)
-        return (params, opt_state, averaged), losses.at[i].set(value)
+        return (params, opt_state, averaged), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
 
-    return jax.lax.fori_loop(0, length, step, (state, jnp.full(chunk, jnp.nan, jnp.float32)))
+    says, _ = jax.eval_shape(value_and_gradient, state[0], start)
+    nothing = jax.tree.map(lambda _: jnp.full(chunk, jnp.nan, jnp.float32), says)
+    return jax.lax.fori_loop(0, length, step, (state, nothing))
 
 
 # --- checkpoints: the only lines that know orbax, imported when a folder is given, since it takes a second ------------

@@ -8,13 +8,19 @@ from gfm_jax.losses.displacement import (
     relative_squared_error,
 )
 from gfm_jax.losses.flow_matching import empirical_path, flow_matching_loss
+from gfm_jax.losses.self_distillation import eulerian, guided, lagrangian, progressive, weighted_square
 
 __all__ = [
     "empirical_path",
+    "eulerian",
     "flow_matching_loss",
     "function_space_loss",
+    "guided",
+    "lagrangian",
     "laplace_nll",
+    "progressive",
     "relative_huber",
     "relative_l1",
     "relative_squared_error",
+    "weighted_square",
 ]

@@ -1,7 +1,18 @@
 """Methods: each reads like a paper's algorithm box, over the fields, losses and solvers of the floors below."""
 
 from gfm_jax.methods import baselines, gate, nowcast
+from gfm_jax.methods.empirical_flow_matching import empirical_flow_matching
 from gfm_jax.methods.gradient_flow_matching import forecast_windows, gradient_flow_matching
 from gfm_jax.methods.optimizer_flow import optimizer_flow
+from gfm_jax.methods.self_distilled_flow_map import self_distilled_flow_map
 
-__all__ = ["baselines", "forecast_windows", "gate", "gradient_flow_matching", "nowcast", "optimizer_flow"]
+__all__ = [
+    "baselines",
+    "empirical_flow_matching",
+    "forecast_windows",
+    "gate",
+    "gradient_flow_matching",
+    "nowcast",
+    "optimizer_flow",
+    "self_distilled_flow_map",
+]

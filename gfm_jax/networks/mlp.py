@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-__all__ = ["MLP"]
+from gfm_jax.networks.embedding import since_first, sinusoids
+
+__all__ = ["MLP", "TimeMLP"]
 
 
 class MLP(nn.Module):
@@ -27,3 +30,26 @@ class MLP(nn.Module):
             x = self.activation(nn.Dense(width, name=f"hidden_{i}")(x))
         kernel_init = nn.initializers.zeros if self.zero_output else nn.linear.default_kernel_init
         return nn.Dense(output, kernel_init=kernel_init, name="output")(x)
+
+
+class TimeMLP(nn.Module):
+    """A field as a perceptron: `(times [k], x [dim], cond) -> [dim]`, of one point.
+
+    Attributes:
+      widths: of the hidden layers.
+      activation: applied after each of them.
+      scale: of the points, which are divided by it.
+      num_sinusoids: of each time, of its distance from the first for those that follow; 0 gives the network the times.
+    """
+
+    widths: Sequence[int] = (256, 256, 256, 256)
+    activation: Callable = nn.gelu
+    scale: float = 1.0
+    num_sinusoids: int = 0
+
+    @nn.compact
+    def __call__(self, times, x, cond=None):
+        if self.num_sinusoids:
+            times = sinusoids(since_first(times), self.num_sinusoids).reshape(-1)
+        inputs = [times.astype(x.dtype), x / self.scale] + ([] if cond is None else [cond])
+        return MLP((*self.widths, x.shape[-1]), self.activation, name="mlp")(jnp.concatenate(inputs))
