@@ -99,8 +99,19 @@ def test_nearest_distance(key):
     np.testing.assert_allclose(found[5:9], 0.003 * 8, rtol=1e-3)
     dense = np.linalg.norm(np.asarray(samples[9] - data, float), axis=1).min()
     assert found[9] == pytest.approx(dense, rel=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input(key):
+    points = jnp.zeros((4, 3))
     with pytest.raises(ValueError, match="of one dimension"):
-        nearest_distance(samples, data[:, :3])
+        nearest_distance(points, points[:, :2])
+    with pytest.raises(ValueError, match="as many samples"):
+        sliced_wasserstein(key, points, points[:2])
+    with pytest.raises(ValueError, match="at least two"):
+        mmd(points, points[:1])
+    with pytest.raises(ValueError, match="labels"):
+        classifier_features(key, points, np.zeros(3, int), (points, np.zeros(4, int)), (3, 1, 1))
 
 
 def test_features_of_a_classifier(key):
@@ -119,5 +130,3 @@ def test_features_of_a_classifier(key):
     near = float(frechet(extracted, others))
     assert near < float(frechet(extracted, some))
     assert near < 0.2 * float(frechet(extracted, noise))
-    with pytest.raises(ValueError, match="labels"):
-        classifier_features(key, points, labels[:3], (points, labels), (8, 8, 1))

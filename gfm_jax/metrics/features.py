@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from gfm_jax.networks.cnn import Conv3x3, max_pool
 from gfm_jax.training import fit
 
 __all__ = ["Features", "classifier_features"]
@@ -22,7 +23,7 @@ class Features(NamedTuple):
 
 
 class _Classifier(nn.Module):
-    """Convolutions where the image has sides to halve, then a dense layer whose activations are the features."""
+    """Convolutions, each halved, then a dense layer whose activations are the features."""
 
     shape: tuple[int, int, int]
     channels: tuple[int, ...]
@@ -33,8 +34,7 @@ class _Classifier(nn.Module):
     def __call__(self, x):
         x = x.reshape(-1, *self.shape)
         for channels in self.channels:
-            x = nn.relu(nn.Conv(channels, (3, 3))(x))
-            x = nn.avg_pool(x, (2, 2), (2, 2), padding="SAME")
+            x = max_pool(nn.relu(Conv3x3(channels, padding=1)(x)))
         features = nn.relu(nn.Dense(self.num_features)(x.reshape(len(x), -1)))
         return nn.Dense(self.num_classes)(features), features
 
@@ -76,7 +76,7 @@ def classifier_features(
         logits, _ = network.apply(params, batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
 
-    rate = optax.cosine_decay_schedule(2e-3, num_steps)
+    rate = optax.cosine_decay_schedule(5e-3, num_steps)
     params = network.init(key_init, images[:1])
     params = fit(key_fit, loss, params, (images, labels), sample, optax.adam(rate), num_steps).params
     apply = jax.jit(network.apply)

@@ -1,0 +1,240 @@
+"""Generators: fits of toy laws, their determinism, their resumption, and what they refuse; the networks that they use."""
+
+import functools
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfm_jax import training
+from gfm_jax.fields import gaussian
+from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax.methods.self_distilled_flow_map import OBJECTIVES
+from gfm_jax.networks import TimeMLP, UNet
+from gfm_jax.paths import trigonometric
+from gfm_jax.solve import log_likelihood, solve_flow, solve_flow_map, solve_hybrid
+
+NET = TimeMLP((32, 32))
+MEAN, STD = jnp.array([1.0, -0.5]), 0.4
+DATA = MEAN + STD * jax.random.normal(jax.random.key(3), (4096, 2))
+ORACLE = gaussian(MEAN, STD)
+
+
+# --- samplers ---------------------------------------------------------------------------------------------------------
+
+
+def test_jumps_of_an_exact_map_and_of_a_first_order_one():
+    x_0, exact = jnp.array([0.3, 1.2]), ORACLE.flow_map(jnp.float32(0), jnp.float32(1), jnp.array([0.3, 1.2]))
+    for num_jumps in (1, 3, 16):
+        np.testing.assert_allclose(solve_flow_map(ORACLE.flow_map, x_0, num_jumps=num_jumps), exact, rtol=1e-5)
+    euler = lambda s, t, x: x + (t - s) * ORACLE.velocity(s, x)
+    errors = [float(jnp.abs(solve_flow_map(euler, x_0, num_jumps=n) - exact).max()) for n in (32, 64)]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.15)
+
+
+def test_hybrid():
+    first, second = (lambda t, x: jnp.ones_like(x)), (lambda t, x: -2 * jnp.ones_like(x))
+    solve = functools.partial(solve_hybrid, first, second, jnp.zeros(2), num_steps=10)
+    np.testing.assert_allclose(solve(tau=0.3)[0], 0.3 - 2 * 0.7, rtol=1e-5)
+    np.testing.assert_allclose(solve(tau=1.0)[0], 1, rtol=1e-5)
+    learned = lambda t, x: jnp.sin(3 * t + x)
+    alone, _ = solve_flow(learned, jnp.ones(2), num_steps=10)
+    np.testing.assert_array_equal(solve_hybrid(first, learned, jnp.ones(2), 0.0, num_steps=10)[0], alone)
+    with pytest.raises(ValueError, match="tau: expected a multiple of 1/10"):
+        solve(tau=0.25)
+    with pytest.raises(ValueError, match=r"tau: expected a flow time in \[0, 1\]"):
+        solve(tau=1.5)
+
+
+def test_samplers_refuse():
+    with pytest.raises(ValueError, match="num_jumps"):
+        solve_flow_map(ORACLE.flow_map, jnp.zeros(2), num_jumps=0)
+    with pytest.raises(ValueError, match="t_0, t_1: expected t_0 <= t_1"):
+        solve_flow_map(ORACLE.flow_map, jnp.zeros(2), 0.7, 0.2)
+    with pytest.raises(ValueError, match="num_probes"):
+        log_likelihood(ORACLE.velocity, jnp.zeros(2), jnp.sum, num_probes=0)
+
+
+def normal_log_density(x, mean=0.0, std=1.0):
+    return jnp.sum(jax.scipy.stats.norm.logpdf(x, mean, std))
+
+
+def test_likelihood_of_a_gaussian(key):
+    x_1 = jnp.array([0.7, -0.2])
+    exact = normal_log_density(x_1, MEAN, STD)
+    found = log_likelihood(ORACLE.velocity, x_1, normal_log_density, solver=diffrax.Tsit5(), num_steps=40)
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_hutchinson_is_right_in_the_mean(key):
+    """A field whose divergence is not the trace of a symmetric matrix: single estimates differ, their mean does not."""
+    matrix = jnp.array([[0.3, 0.8], [-0.2, -0.5]])
+    estimate = lambda key: log_likelihood(
+        lambda t, x: matrix @ x, jnp.ones(2), normal_log_density, key=key, num_steps=20
+    )
+    exact = log_likelihood(lambda t, x: matrix @ x, jnp.ones(2), normal_log_density, num_steps=20)
+    found = jax.vmap(estimate)(jax.random.split(key, 500))
+    assert float(found.std()) > 0.1
+    assert float(found.mean()) == pytest.approx(float(exact), abs=4 * float(found.std()) / np.sqrt(500))
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("cond", [None, np.array([1.0, 0.0, 0.5])])
+@pytest.mark.parametrize(
+    "network",
+    [TimeMLP((16,)), TimeMLP((16,), num_sinusoids=8), UNet((8, 8, 1), (8, 16)), UNet((4, 8, 3), (8,), num_heads=0)],
+)
+def test_fields_have_a_forward_derivative(key, network, cond):
+    dim = int(np.prod(network.shape)) if isinstance(network, UNet) else 5
+    x, times = jax.random.normal(key, (dim,)), jnp.array([0.2, 0.6])
+    params = jax.jit(network.init)(key, times, x, cond)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jax.random.normal(key, leaf.shape), params
+    )  # where outputs start at 0
+    apply = jax.jit(lambda times, x: network.apply(params, times, x, cond))
+    value, slope = jax.jvp(apply, (times, x), (jnp.array([0.0, 1.0]), jnp.ones_like(x)))
+    assert value.shape == x.shape
+    step = 1e-5
+    ahead, behind = (apply(times + jnp.array([0.0, h]), x + h) for h in (step, -step))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+    assert float(jnp.abs(apply(jnp.array([0.2, 0.9]), x) - value).max()) > 1e-4  # it sees the time
+    if cond is not None:
+        assert float(jnp.abs(network.apply(params, times, x, -cond) - value).max()) > 1e-4
+
+
+# --- fits -------------------------------------------------------------------------------------------------------------
+
+
+def moments(samples):
+    return np.asarray(samples.mean(0)), np.asarray(samples.std(0))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_flow_maps_learn_a_gaussian(objective):
+    generator = self_distilled_flow_map(NET, objective, num_steps=600, std_0=1.0, peak_rate=5e-3, average=0.98)
+    params = generator.fit(jax.random.key(0), DATA)
+    for num_jumps in (1, 4):
+        mean, std = moments(generator.generate(jax.random.key(1), params, 4000, num_jumps=num_jumps))
+        np.testing.assert_allclose(mean, MEAN, atol=0.12)
+        np.testing.assert_allclose(std, STD, rtol=0.3)
+    assert params.history["diagonal"][-100:].mean() < 0.9 * params.history["diagonal"][:20].mean()
+    times = jnp.float32(0.3), jnp.float32(0.8)
+    x = jnp.array([0.5, 0.2])
+    np.testing.assert_allclose(generator.flow_map(params, *times, x), ORACLE.flow_map(*times, x), atol=0.2)
+    np.testing.assert_allclose(generator.flow_map(params, times[0], times[0], x), x)
+
+
+@pytest.mark.parametrize("choices", [{}, {"num_companions": 300}, {"num_companions": 8, "companions": "per_sample"}])
+def test_flow_matching_learns_a_gaussian(choices):
+    generator = empirical_flow_matching(NET, num_steps=600, peak_rate=5e-3, average=0.98, **choices)
+    params = generator.fit(jax.random.key(0), DATA)
+    mean, std = moments(generator.generate(jax.random.key(1), params, 4000))
+    np.testing.assert_allclose(mean, MEAN, atol=0.1)
+    np.testing.assert_allclose(std, STD, rtol=0.25)
+    x = jnp.array([0.5, 0.2])
+    np.testing.assert_allclose(
+        generator.velocity(params, jnp.float32(0.4), x), ORACLE.velocity(jnp.float32(0.4), x), atol=0.3
+    )
+
+
+def test_companions_take_variance_from_the_target():
+    losses = [
+        empirical_flow_matching(NET, m, num_steps=100).fit(jax.random.key(0), DATA).history["loss"][-30:].mean()
+        for m in (1, 1024)
+    ]
+    assert losses[1] < 0.5 * losses[0]
+
+
+def test_conditions_other_paths_and_learned_weights():
+    cond = jnp.eye(2)[(DATA[:, 0] > 1).astype(int)]
+    generator = self_distilled_flow_map(
+        NET, num_steps=500, interpolant=trigonometric, learned_weight=True, peak_rate=5e-3, average=0.98
+    )
+    params = generator.fit(jax.random.key(0), DATA, cond)
+    of_second = jnp.tile(jnp.array([0.0, 1.0]), (1000, 1))
+    right = generator.generate(jax.random.key(1), params, 1000, of_second, num_jumps=2)
+    left = generator.generate(jax.random.key(1), params, 1000, 1 - of_second, num_jumps=2)
+    assert float((right[:, 0] > 1).mean()) > 0.8
+    assert float((left[:, 0] > 1).mean()) < 0.2
+
+
+def test_guidance_pushes_away_from_the_others():
+    cond = jnp.eye(2)[(DATA[:, 0] > 1).astype(int)]
+    generator = self_distilled_flow_map(NET, num_steps=800, guidance=3.0, peak_rate=5e-3, average=0.98)
+    params = generator.fit(jax.random.key(0), DATA, cond)
+    ask = lambda a: jnp.tile(jnp.array([0.0, 1.0, a / 3.0]), (1000, 1))
+    means = [
+        float(generator.generate(jax.random.key(1), params, 1000, ask(a), num_jumps=4)[:, 0].mean()) for a in (1.0, 3.0)
+    ]
+    assert means[1] > means[0] + 0.1
+
+
+def test_pairs_are_kept_together():
+    """Sources that are the targets leave nothing to do."""
+    generator = self_distilled_flow_map(NET, num_steps=300, peak_rate=5e-3, average=0.9)
+    params = generator.fit(jax.random.key(0), DATA, x_0=DATA)
+    moved = generator.generate(jax.random.key(1), params, 100, x_0=DATA[:100])
+    assert float(jnp.abs(moved - DATA[:100]).mean()) < 0.05
+
+
+def test_the_same_key_gives_the_same_and_compiles_once():
+    generator = self_distilled_flow_map(NET, num_steps=20)
+    first = generator.fit(jax.random.key(0), DATA)
+    before = training._take_steps._cache_size()
+    second = self_distilled_flow_map(NET, num_steps=20).fit(jax.random.key(0), DATA)
+    assert training._take_steps._cache_size() == before
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    samples = [generator.generate(jax.random.key(1), first, 16) for _ in range(2)]
+    np.testing.assert_array_equal(*samples)
+    assert not np.array_equal(samples[0], generator.generate(jax.random.key(2), first, 16))
+
+
+@pytest.mark.usefixtures("x64")
+def test_in_double_precision():
+    data = jnp.asarray(np.asarray(DATA[:64]), jnp.float64)
+    params = self_distilled_flow_map(NET, num_steps=3).fit(jax.random.key(0), data)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params.network)} <= {jnp.dtype("float32"), jnp.dtype("float64")}
+    assert params.std_0.dtype == jnp.float64
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input():
+    with pytest.raises(ValueError, match="objective: expected one of lsd, esd"):
+        self_distilled_flow_map(NET, "lds")
+    with pytest.raises(ValueError, match="steps: expected fields of FlowMapRecipe"):
+        self_distilled_flow_map(NET, steps=3)
+    with pytest.raises(ValueError, match="diagonal_share"):
+        self_distilled_flow_map(NET, diagonal_share=1.0)
+    with pytest.raises(ValueError, match="batch_size"):
+        self_distilled_flow_map(NET, batch_size=1)
+    with pytest.raises(ValueError, match="std_0"):
+        self_distilled_flow_map(NET, std_0=0.0)
+    with pytest.raises(ValueError, match="guidance: expected an objective with a velocity"):
+        self_distilled_flow_map(NET, "psd_m", guidance=2.0)
+    with pytest.raises(ValueError, match="guidance: expected a largest strength"):
+        self_distilled_flow_map(NET, guidance=0.5)
+    generator = self_distilled_flow_map(NET, num_steps=2)
+    with pytest.raises(ValueError, match="guidance: expected conditions"):
+        self_distilled_flow_map(NET, guidance=2.0).fit(jax.random.key(0), DATA)
+    with pytest.raises(ValueError, match="data: 1 of 4096 points are not finite"):
+        generator.fit(jax.random.key(0), DATA.at[7, 1].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"data: expected points \[num, dim\]"):
+        generator.fit(jax.random.key(0), DATA[:, 0])
+    with pytest.raises(ValueError, match="x_0: expected a source for each"):
+        generator.fit(jax.random.key(0), DATA, x_0=DATA[:3])
+    with pytest.raises(ValueError, match="cond: expected a vector for each"):
+        generator.fit(jax.random.key(0), DATA, DATA[:3])
+    with pytest.raises(ValueError, match="std_0: expected a Gaussian source"):
+        empirical_flow_matching(NET, std_0=-1.0)
+    with pytest.raises(ValueError, match="num_companions: expected at most 64"):
+        empirical_flow_matching(NET, 300).fit(jax.random.key(0), DATA[:64])
+    with pytest.raises(ValueError, match="num_companions: expected at least 1, got 0"):
+        empirical_flow_matching(NET, 0, companions="per_sample").fit(jax.random.key(0), DATA)
+    with pytest.raises(ValueError, match="num_companions: expected 1 with conditions"):
+        empirical_flow_matching(NET, 300).fit(jax.random.key(0), DATA, x_0=DATA)
