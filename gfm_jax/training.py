@@ -19,11 +19,13 @@ __all__ = ["Fitted", "fit"]
 
 
 class Fitted(NamedTuple):
-    """What a fit leaves: the averaged parameters, the last ones, the loss of every step, and what it said beside it."""
+    """What a fit leaves: the averaged parameters, the last ones, and of every step the loss, the norm of its gradient, and what
+    the loss said beside."""
 
     params: PyTree
     last: PyTree
     losses: Float[Array, " num_steps"]
+    gradient_norms: Float[Array, " num_steps"]
     info: PyTree
 
 
@@ -67,8 +69,8 @@ def fit(
       progress: a name for the progress bar; None for no bar.
 
     Returns:
-      The averaged and the last parameters, and the losses and infos of all steps (NaN for those that a resumed fit took
-      before).
+      The averaged and the last parameters, and the losses, norms and infos of all steps (NaN for those that a resumed fit
+      took before).
 
     Raises:
       ValueError: for a number of steps below 1, or a decay outside [0, 1).
@@ -87,16 +89,16 @@ def fit(
     if folder is not None:
         start, state = _restore(folder, state)
     saved = time.monotonic()
-    losses, infos = np.full(num_steps, np.nan, np.float32), None
+    told = None  # by every step: (loss, info), norm
     bar = tqdm(total=num_steps, initial=start, desc=progress, disable=progress is None, leave=False)
     while start < num_steps:
         length = min(chunk, num_steps - start)
         static = (loss, sample, optimizer, average, chunk, mesh)
-        state, (taken, info) = _take_steps(static, key, state, data, start, length)
-        losses[start : start + length] = taken[:length]
-        infos = jax.tree.map(lambda _: np.full(num_steps, np.nan, np.float32), info) if infos is None else infos
-        for whole, part in zip(jax.tree.leaves(infos), jax.tree.leaves(info), strict=True):
+        state, says = _take_steps(static, key, state, data, start, length)
+        told = jax.tree.map(lambda _: np.full(num_steps, np.nan, np.float32), says) if told is None else told
+        for whole, part in zip(jax.tree.leaves(told), jax.tree.leaves(says), strict=True):
             whole[start : start + length] = part[:length]
+        losses = told[0][0]
         if not np.isfinite(losses[start + length - 1]):
             raise FloatingPointError(f"loss: {losses[start + length - 1]} after {start + length} steps")
         start += length
@@ -107,7 +109,10 @@ def fit(
             saved = time.monotonic()
     bar.close()
     last, _, averaged = state
-    return Fitted(averaged, last, losses, {} if infos is None else infos)
+    if told is None:  # all of it was done before
+        told = (np.full(num_steps, np.nan, np.float32), {}), np.full(num_steps, np.nan, np.float32)
+    (losses, info), norms = told
+    return Fitted(averaged, last, losses, norms, info)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -126,15 +131,17 @@ def _take_steps(static, key, state, data, start, length):
     def step(i, carry):
         (params, opt_state, averaged), said = carry
         k = start + i
-        says, gradient = value_and_gradient(params, k)
+        value, gradient = value_and_gradient(params, k)
+        says = value, optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(average, (1 + k) / (10 + k))
         averaged = optax.incremental_update(params, averaged, 1 - decay)
         return (params, opt_state, averaged), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
 
-    says, _ = jax.eval_shape(value_and_gradient, state[0], start)
-    nothing = jax.tree.map(lambda _: jnp.full(chunk, jnp.nan, jnp.float32), says)
+    value, gradient = jax.eval_shape(value_and_gradient, state[0], start)
+    says = value, jax.eval_shape(optax.global_norm, gradient)
+    nothing = jax.tree.map(lambda one: jnp.full(chunk, jnp.nan, one.dtype), says)
     return jax.lax.fori_loop(0, length, step, (state, nothing))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
 from gfm_jax.losses import empirical_path, flow_matching_loss
-from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data
+from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data, init_network
 from gfm_jax.paths import draw_companions, interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
@@ -92,11 +92,15 @@ def _fit(
         jax.eval_shape(lambda: _draw_index(recipe, key, len(data.x_1)))
     key_init, key_fit = jax.random.split(key)
     cond_one = None if cond is None else data.cond[0]
-    params = network.init(key_init, jnp.zeros(1), data.x_1[0], cond_one) if start is None else start.network
+    params = init_network(network, key_init, jnp.zeros(1), data.x_1[0], cond_one) if start is None else start.network
     loss, sample, optimizer = _objective(network, recipe)
     options = {"average": recipe.average, "folder": folder, "mesh": mesh, "progress": progress}
     fitted = minimise(key_fit, loss, params, data, sample, optimizer, recipe.num_steps, **options)
-    return FlowParams(fitted.params, jnp.full_like(data.x_1[0], data.std_0), {"loss": fitted.losses})
+    return FlowParams(
+        fitted.params,
+        jnp.full_like(data.x_1[0], data.std_0),
+        {"loss": fitted.losses, "gradient_norm": fitted.gradient_norms},
+    )
 
 
 def _draw_index(recipe, key, num):

@@ -1,5 +1,6 @@
 """What flows are fitted to: data, sources, and the batches that both are drawn in."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.checks import check_finite
 
-__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "flow_data"]
+__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "flow_data", "init_network"]
 
 
 class FlowData(NamedTuple):
@@ -64,6 +65,13 @@ def draw_ends(
     if data.x_0 is not None:
         return data.x_0[index], x_1, cond
     return data.std_0 * jax.random.normal(key_source, x_1.shape, x_1.dtype), x_1, cond
+
+
+# What runs once and draws at random some dozens of times would take ten times as long to optimise as to compile.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def init_network(network, key: Array, times, x, cond=None) -> PyTree:
+    """Parameters of a flax module `(times, x, cond)`, for one point."""
+    return network.init(key, times, x, cond)
 
 
 def adam_on_cosine(peak_rate: float, num_steps: int, clip: float) -> optax.GradientTransformation:

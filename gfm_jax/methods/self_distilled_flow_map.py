@@ -6,12 +6,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
 from gfm_jax.fields import jump
 from gfm_jax.losses import eulerian, guided, lagrangian, progressive, weighted_square
-from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data
+from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data, init_network
 from gfm_jax.networks import MLP
 from gfm_jax.paths import dyadic, interpolate, linear, triangle
 from gfm_jax.solve import solve_flow_map
@@ -37,6 +38,7 @@ class FlowMapRecipe(NamedTuple):
       guidance: the largest strength a of classifier-free guidance that a map is distilled for, at least 1: conditions are then
         followed by a / guidance, and half of each batch's paths forget their condition. 0 for none.
       num_steps, batch_size, peak_rate, clip, average: of the fit, by Adam on a cosine; the average is over parameters.
+      optimizer: another one, which makes `peak_rate` and `clip` its own affair.
     """
 
     objective: str = "lsd"
@@ -51,6 +53,7 @@ class FlowMapRecipe(NamedTuple):
     peak_rate: float = 2e-3
     clip: float = 10.0
     average: float = 0.999
+    optimizer: optax.GradientTransformation | None = None
 
 
 def self_distilled_flow_map(network: nn.Module, objective: str = "lsd", **choices) -> Generator:
@@ -116,7 +119,7 @@ def _fit(
         raise ValueError("guidance: expected conditions to guide to, got none")
     key_init, key_weight, key_fit = jax.random.split(key, 3)
     if start is None:
-        field = network.init(key_init, jnp.zeros(2), data.x_1[0], _cond_of_one(recipe, data))
+        field = init_network(network, key_init, jnp.zeros(2), data.x_1[0], _cond_of_one(recipe, data))
         params = {"field": field}
         if recipe.learned_weight:
             params["weight"] = WEIGHT.init(key_weight, jnp.zeros(2))
@@ -125,7 +128,7 @@ def _fit(
     loss, sample, optimizer = _objective(network, recipe)
     options = {"average": recipe.average, "folder": folder, "mesh": mesh, "progress": progress}
     fitted = minimise(key_fit, loss, params, data, sample, optimizer, recipe.num_steps, **options)
-    history = {"loss": fitted.losses, **fitted.info}
+    history = {"loss": fitted.losses, "gradient_norm": fitted.gradient_norms, **fitted.info}
     return FlowParams(fitted.params, jnp.full_like(data.x_1[0], data.std_0), history)
 
 
@@ -178,7 +181,7 @@ def _objective(network, recipe: FlowMapRecipe):
         info = {"diagonal": jnp.mean(jnp.sum(along**2, -1)), "residual": jnp.mean(jnp.sum(jumps**2, -1))}
         return jnp.concatenate(terms).mean(), info
 
-    return loss, sample, adam_on_cosine(recipe.peak_rate, recipe.num_steps, recipe.clip)
+    return loss, sample, recipe.optimizer or adam_on_cosine(recipe.peak_rate, recipe.num_steps, recipe.clip)
 
 
 def _shares(num_diagonal):

@@ -32,10 +32,10 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, times, x, cond=None):
         width = 2 * self.channels[0]
-        embedded = nn.Dense(width, name="embed_times")(sinusoids(since_first(times), 32).reshape(-1).astype(x.dtype))
+        embedded = _dense(width, name="embed_times")(sinusoids(since_first(times), 32).reshape(-1).astype(x.dtype))
         if cond is not None:
-            embedded = embedded + nn.Dense(width, name="embed_cond")(cond)
-        embedded = nn.silu(nn.Dense(width, name="embed")(nn.silu(embedded)))
+            embedded = embedded + _dense(width, name="embed_cond")(cond)
+        embedded = nn.silu(_dense(width, name="embed")(nn.silu(embedded)))
 
         h = _conv(self.channels[0], "input")(x.reshape(self.shape))
         skips = [h]
@@ -66,10 +66,10 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x, embedded):
         h = _conv(self.features, "conv_0")(nn.silu(_norm("norm_0")(x)))
-        scale, shift = jnp.split(nn.Dense(2 * self.features, name="modulate")(embedded), 2)
+        scale, shift = jnp.split(_dense(2 * self.features, name="modulate")(embedded), 2)
         h = _norm("norm_1")(h) * (1 + scale) + shift
         h = _conv(self.features, "conv_1", nn.initializers.zeros)(nn.silu(h))
-        return h + (x if x.shape == h.shape else nn.Dense(self.features, name="skip")(x))
+        return h + (x if x.shape == h.shape else _dense(self.features, name="skip")(x))
 
 
 class _Attention(nn.Module):
@@ -80,18 +80,24 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         pixels = _norm("norm")(x).reshape(-1, x.shape[-1])
-        query, keys, values = (
-            nn.DenseGeneral((self.num_heads, x.shape[-1] // self.num_heads), name=n)(pixels) for n in "qkv"
-        )
+        query, keys, values = (_dense((self.num_heads, x.shape[-1] // self.num_heads), name=n)(pixels) for n in "qkv")
         weights = jax.nn.softmax(jnp.einsum("ihc,jhc->hij", query, keys) / jnp.sqrt(query.shape[-1]))
         seen = jnp.einsum("hij,jhc->ihc", weights, values)
-        out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), kernel_init=nn.initializers.zeros, name="output")(seen)
+        out = _dense(x.shape[-1], axis=(-2, -1), kernel_init=nn.initializers.zeros, name="output")(seen)
         return x + out.reshape(x.shape)
+
+
+# Uniform: truncated normals, some dozens in one program, take long to compile.
+UNIFORM = nn.initializers.lecun_uniform()
+
+
+def _dense(features, name, axis=-1, kernel_init=UNIFORM):
+    return nn.DenseGeneral(features, axis=axis, kernel_init=kernel_init, name=name)
 
 
 def _norm(name):
     return nn.GroupNorm(num_groups=None, group_size=8, name=name)
 
 
-def _conv(features, name, kernel_init=nn.linear.default_kernel_init):
+def _conv(features, name, kernel_init=UNIFORM):
     return nn.Conv(features, (3, 3), kernel_init=kernel_init, name=name)
