@@ -59,12 +59,15 @@ def _tabulate(folder, config, fits: list[Fit], floors):
             folder.add(
                 table, row, **{name: metrics[name] for name in sorted(metrics, key=lambda name: name.split("/")[0])}
             )
-            if row == "lsd":
+            if row == "lsd":  # its ODE does not jump: what that scores stands in every column
                 ode = np.array([one[f"kl/{bins}/ode"] for one in scores])
-                off = np.array([one["off_support/ode"] for one in scores])
-                folder.add(
-                    table, "flow_100_heun", **{"kl/1": ode, "excess/1": ode - floor.mean(), "off_support/1": off}
-                )
+                of_ode = {
+                    "kl": ode,
+                    "excess": ode - floor.mean(),
+                    "off_support": [one["off_support/ode"] for one in scores],
+                }
+                metrics = {f"{name}/{jumps}": values for name, values in of_ode.items() for jumps in config.num_jumps}
+                folder.add(table, "flow_100_heun", **metrics)
     for row in rows:
         metrics = {
             name: [fit.scores[name] for fit in fits if fit.row == row and name in fit.scores] for name in TRAINING
