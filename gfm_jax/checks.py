@@ -12,7 +12,8 @@ def check_finite(name: str, points: jax.Array) -> None:
     """Raises ValueError where some of the points [num, dim] are not finite."""
     if isinstance(points, Tracer):
         return
-    bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(points)).all(-1)))
+    with jax.ensure_compile_time_eval():  # inside a traced function too
+        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(points)).all(-1)))
     if bad:
         raise ValueError(f"{name}: {bad} of {len(points)} points are not finite")
 

@@ -35,6 +35,14 @@ def test_chunks_are_the_formula(key, t, chunk):
     assert float(posterior(data, jnp.float32(t), x, chunk=chunk).effective_size) == pytest.approx(size, rel=1e-3)
 
 
+def test_the_density_of_the_paths(key):
+    """A mixture of Gaussians: N(t x^(i), (1 - t)^2 s^2) for every point of the data."""
+    data, t, x, source = jax.random.normal(key, (30, 3)), 0.6, jnp.array([0.3, -0.4, 0.1]), (0.2, 0.7)
+    of_each = jax.scipy.stats.norm.logpdf(x, (1 - t) * 0.2 + t * data, (1 - t) * 0.7).sum(1)
+    exact = jax.nn.logsumexp(of_each) - jnp.log(30)
+    np.testing.assert_allclose(posterior(data, jnp.float32(t), x, source=source, chunk=8).log_density, exact, rtol=1e-5)
+
+
 @pytest.mark.parametrize("interpolant", INTERPOLANTS)
 def test_any_path_and_any_gaussian_source(key, interpolant):
     """Against conditional means of simulated paths: of those that pass near x the mean velocity is u*(x)."""

@@ -20,10 +20,12 @@ class Posterior(NamedTuple):
     Attributes:
       mean: E[x_1 | x_t].
       effective_size: 1 / sum_i lambda_i^2, how many data points share the weight: 1 where the path's end is certain.
+      log_density: log p_t(x), that of the paths' points at t.
     """
 
     mean: Float[Array, " dim"]
     effective_size: Float[Array, ""]
+    log_density: Float[Array, ""]
 
 
 def posterior(
@@ -86,8 +88,11 @@ def posterior(
 
     zero = jnp.zeros((), x.dtype)
     start = (zero - jnp.inf, zero, zero, jnp.zeros_like(x))
-    _, total, total_square, weighted = jax.lax.fori_loop(0, -(-len(data) // size), absorb, start)
-    return Posterior(weighted / total, total**2 / total_square)
+    top, total, total_square, weighted = jax.lax.fori_loop(0, -(-len(data) // size), absorb, start)
+    spread = alpha * sigma
+    constant = jnp.sum((x - alpha * mean) ** 2) / (2 * spread**2) + x.size * jnp.log(jnp.sqrt(2 * jnp.pi) * spread)
+    log_density = top + jnp.log(total / len(data)) - constant
+    return Posterior(weighted / total, total**2 / total_square, log_density)
 
 
 def velocity_to(

@@ -1,0 +1,58 @@
+"""The images, as points, and the features in which they are compared."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gfm_jax.datasets import load
+from gfm_jax.metrics import classifier_features, frechet, nearest_distance
+
+__all__ = ["Images", "load_images", "worth"]
+
+
+class Images(NamedTuple):
+    """Training and test images in units of the training images' spread, [num, dim], and features of both."""
+
+    train: jnp.ndarray
+    test: jnp.ndarray
+    shape: tuple[int, int, int]
+    extract: object
+    accuracy: float
+
+
+def load_images(config) -> Images:
+    """Images of the data set in a random order, and a classifier of the training images, by whose features all are seen."""
+    pixels, labels = (
+        np.concatenate(parts) for parts in zip(load(config.dataset), load(config.dataset, "test"), strict=True)
+    )
+    order = np.random.default_rng(config.seed).permutation(len(pixels))
+    if config.num_train >= len(order):
+        raise ValueError(
+            f"num_train: expected fewer than the {len(order)} images of {config.dataset}, got {config.num_train}"
+        )
+    train, test = np.split(order[: 2 * config.num_train], [config.num_train])
+    points = pixels.reshape(len(pixels), -1) / np.float32(255)
+    points = (points - points[train].mean()) / points[train].std()
+    key = jax.random.key(config.seed)
+    x = jnp.asarray(points)
+    features = classifier_features(key, x[train], labels[train], (x[test], labels[test]), pixels.shape[1:])
+    return Images(x[train], x[test], pixels.shape[1:], features.extract, features.accuracy)
+
+
+def worth(images: Images, known: jnp.ndarray, samples: jnp.ndarray) -> dict[str, float]:
+    """Frechet distances of samples to the training and the test images, as many of each as there are of the fewest, and the
+    mean distance to the nearest of those that were learned from, in units of that of a test image."""
+    num = min(len(samples), len(images.train), len(images.test))
+    features = images.extract(samples[:num])
+    of = lambda others: float(frechet(features, images.extract(others[:num])))
+    nearest = nearest_distance(samples, known)
+    ordinary = nearest_distance(images.test, known)
+    return {
+        "frechet_train": of(images.train),
+        "frechet_test": of(images.test),
+        "nearest": float(nearest.mean()),
+        "nearest_of_test": float(ordinary.mean()),
+        "copies": float((nearest < 1e-5 * jnp.sqrt(known.shape[1])).mean()),
+    }

@@ -1,0 +1,140 @@
+"""What networks learn beside the closed form: by size of the data set, by when they take over, by number of companions."""
+
+import functools
+import time
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.closed_form.images import Images, worth
+from experiments.side_by_side import side_by_side
+from gfm_jax.fields import closed_form_velocity
+from gfm_jax.methods import empirical_flow_matching
+from gfm_jax.metrics import nearest_distance
+from gfm_jax.networks import TimeMLP
+from gfm_jax.paths import interpolate, linear
+from gfm_jax.solve import solve_hybrid
+
+__all__ = ["TIMES", "by_companions", "by_size", "error_over_time", "hybrids", "seconds_per_step"]
+
+TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98], np.float32)
+
+
+def generator_of(config, num_companions: int = 1, num_steps: int | None = None):
+    """Flow matching with the network and the recipe that all share."""
+    return empirical_flow_matching(
+        TimeMLP(config.widths, num_sinusoids=16),
+        num_companions,
+        num_steps=num_steps or config.num_steps,
+        batch_size=config.batch_size,
+        peak_rate=config.peak_rate,
+        solver_steps=config.solver_steps,
+    )
+
+
+def _keys(config, k):
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), k))
+
+
+def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
+    """Fits of every number of training images: errors against u* over time, on paths to training images and to test images,
+    and what samples are worth. The parameters of the largest go to `hybrids`."""
+
+    def learn(job):
+        size, k = job
+        key_fit, key_samples = _keys(config, k)
+        known, generator = images.train[:size], generator_of(config)
+        params = generator.fit(key_fit, known, folder=folder / f"size-{size}-{k}", progress=f"{size} images, fit {k}")
+        samples = generator.generate(key_samples, params, config.num_samples)
+        errors = {
+            name: error_over_time(key_samples, generator, params, known, ends)
+            for name, ends in (("train", known), ("test", images.test))
+        }
+        return {"params": params, "errors": errors, **worth(images, known, samples)}
+
+    work = [(size, k) for size in config.sizes for k in range(config.num_fits)]
+    found = {size: [] for size in config.sizes}
+    for (size, _), one in zip(work, side_by_side(learn, work), strict=True):
+        found[size].append(one)
+    return found
+
+
+def error_over_time(key, generator, params, known, ends, num_paths: int = 256) -> np.ndarray:
+    """E|v - u*|^2 / dim at TIMES, u* of the `known` images, on paths from noise to `ends`."""
+    key_index, key_source = jax.random.split(key)
+    x_1 = ends[jax.random.randint(key_index, (num_paths,), 0, len(ends))]
+    x_0 = jax.random.normal(key_source, x_1.shape)
+    return np.asarray(_errors(generator.velocity, params._replace(history={}), known, x_0, x_1, jnp.asarray(TIMES)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _errors(velocity, params, known, x_0, x_1, times):
+    exact = closed_form_velocity(known)
+
+    def at(t):
+        x_t = jax.vmap(functools.partial(interpolate, linear, t))(x_0, x_1).x_t
+        return jnp.mean(jax.vmap(lambda x: (velocity(params, t, x) - exact(t, x)) ** 2)(x_t))
+
+    return jax.lax.map(at, times)
+
+
+def hybrids(config, images: Images, fits: list[dict]) -> dict[float, list[dict]]:
+    """Samples that follow u* until tau and the learned velocity from there, from the same sources."""
+    generator, exact = generator_of(config), closed_form_velocity(images.train)
+    found = {}
+    for tau in config.taus:
+        found[tau] = []
+        for k, fit in enumerate(fits):
+            x_0 = jax.random.normal(_keys(config, k)[1], (config.num_samples, images.train.shape[1]))
+            params = fit["params"]._replace(history={})
+            samples = _hybrid(generator.velocity, exact, config.solver_steps, tau, params, x_0)
+            score = worth(images, images.train, samples)
+            alone = generator.generate(jax.random.key(0), params, len(x_0), x_0=x_0, solver=diffrax.Euler())
+            score["farthest"] = float(nearest_distance(samples, images.train).max())
+            score["same_as_learned"] = float(np.array_equal(samples, alone))
+            found[tau].append(score | {"samples": np.asarray(samples[:16])})
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _hybrid(velocity, exact, num_steps, tau, params, x_0):
+    learned = lambda t, x: velocity(params, t, x)
+    solve = lambda x: solve_hybrid(exact, learned, x, tau, num_steps=num_steps, solver=diffrax.Euler())[0]
+    return jax.vmap(solve)(x_0)
+
+
+def by_companions(config, images: Images, folder) -> dict[tuple[int, int], list[dict]]:
+    """Fits by the number of companions and by length: what samples are worth."""
+
+    def learn(job):
+        num, steps, k = job
+        key_fit, key_samples = _keys(config, k)
+        generator = generator_of(config, num, steps)
+        name = f"M = {num}, {steps} steps, fit {k}"
+        params = generator.fit(key_fit, images.train, folder=folder / f"efm-{num}-{steps}-{k}", progress=name)
+        samples = generator.generate(key_samples, params, config.num_samples)
+        error = error_over_time(key_samples, generator, params, images.train, images.train)
+        return worth(images, images.train, samples) | {"error": error, "loss": params.history["loss"]}
+
+    work = [
+        (num, steps, k) for num in config.efm_companions for steps in config.efm_steps for k in range(config.num_fits)
+    ]
+    found = {}
+    for (num, steps, _), one in zip(work, side_by_side(learn, work), strict=True):
+        found.setdefault((num, steps), []).append(one)
+    return found
+
+
+def seconds_per_step(config, images: Images, rounds: int = 5, steps: int = 100) -> dict[int, list[float]]:
+    """Seconds of a training step by the number of companions, in turn, once all are compiled."""
+    generators = {num: generator_of(config, num, steps) for num in config.efm_companions}
+    found = {num: [] for num in generators}
+    for i in range(rounds + 1):
+        for num, generator in generators.items():
+            begin = time.perf_counter()
+            generator.fit(jax.random.key(0), images.train)
+            if i:
+                found[num].append((time.perf_counter() - begin) / steps)
+    return found

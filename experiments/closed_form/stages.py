@@ -1,0 +1,123 @@
+"""The stages of the experiment: the closed form by itself, then what is learned beside it, then the report."""
+
+import pathlib
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from experiments.closed_form.config import check
+from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
+from experiments.closed_form.figures import draw_all
+from experiments.closed_form.images import load_images, worth
+from experiments.closed_form.learned import TIMES, by_companions, by_size, hybrids, seconds_per_step
+from experiments.run_folder import RunFolder
+from gfm_jax.datasets import two_moons
+
+__all__ = ["compare_with_closed_form"]
+
+WORTH = ("frechet_train", "frechet_test", "nearest", "nearest_of_test", "copies")
+
+
+def compare_with_closed_form(config, out: pathlib.Path, command: str) -> None:
+    """Runs every stage, each with its progress on the screen, and leaves the run folder."""
+    check(config)
+    folder = RunFolder(out, config)
+    images = load_images(config)
+    folder.add("classifier", config.dataset, accuracy=images.accuracy)
+    checkpoints = folder.path / "checkpoints"
+    arrays = _collapse(folder, config) | _alignment(config, images)
+    _estimators(folder, config, images)
+    arrays |= _sizes_and_hybrids(folder, config, images, checkpoints)
+    arrays |= _companions(folder, config, images, checkpoints)
+    for table in dict.fromkeys(row.table for row in folder.rows):
+        print("\n" + folder.table(table))
+    folder.save_arrays(arrays)
+    draw_all(folder.path, arrays)
+    folder.finish("What flow matching learns, beside its closed form", command)
+    shutil.rmtree(checkpoints)  # they served a run that might have been stopped
+    print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
+
+
+def _collapse(folder, config):
+    arrays = {"collapse/dims": np.array(config.collapse_dims)}
+    for dim in config.collapse_dims:
+        found = collapse(jax.random.key(config.seed), dim, config.collapse_points, config.num_pairs)
+        formula = collapse_formula(dim, config.collapse_points)
+        folder.add(f"collapse_time/{dim}", "measured", time=found["measured"])
+        folder.add(f"collapse_time/{dim}", "formula", time=formula)
+        arrays |= {f"collapse/{dim}/{name}": found[name] for name in ("times", "weight")}
+        arrays[f"collapse/{dim}/formula"] = np.array(formula)
+    return arrays
+
+
+def _alignment(config, images):
+    """In two dimensions and on images: as many points of each."""
+    times = np.arange(0, 1, 0.04)
+    key_moons, key_pairs = jax.random.split(jax.random.key(config.seed))
+    moons = two_moons(key_moons, len(images.train))
+    arrays = {"alignment/times": times}
+    for name, data in (("two moons", (moons - moons.mean(0)) / moons.std()), (config.dataset, images.train)):
+        found = alignment(key_pairs, data, config.num_pairs, times)
+        arrays |= {f"alignment/{name}/{part}": values for part, values in found.items()}
+    return arrays
+
+
+def _estimators(folder, config, images):
+    key = jax.random.key(config.seed)
+    for num in tqdm(config.companions, desc="estimators", leave=False):
+        found = estimators(key, images.train, config.estimator_time, num, config.estimator_paths)
+        for name, (bias, variance) in found.items():
+            folder.add(f"estimator/{num}", name, bias_in_standard_errors=bias, variance=variance)
+
+
+def _sizes_and_hybrids(folder, config, images, checkpoints):
+    found = by_size(config, images, checkpoints)
+    arrays = {"sizes": np.array(config.sizes), "times": TIMES}
+    for size, fits in found.items():
+        scores = {name: [fit[name] for fit in fits] for name in WORTH}
+        for name in ("train", "test"):
+            errors = np.array([fit["errors"][name] for fit in fits])
+            arrays[f"size/{size}/error_{name}"] = errors
+            scores |= {f"error_{name}/{t:g}": errors[:, i] for i, t in enumerate(TIMES)}
+        folder.add(f"dataset_size/{size}", "flow_matching", **scores)
+        arrays |= {f"size/{size}/{name}": np.array(scores[name]) for name in WORTH}
+    for row, scores in _beside(config, images).items():
+        folder.add(f"dataset_size/{config.sizes[-1]}", row, **scores)
+
+    taken_over = hybrids(config, images, found[config.sizes[-1]])
+    arrays |= {"taus": np.array(config.taus), "shape": np.array(images.shape)}
+    for tau, fits in taken_over.items():
+        scores = {name: [fit[name] for fit in fits] for name in (*WORTH, "farthest", "same_as_learned")}
+        folder.add(f"hybrid/{tau:g}", "hybrid", **scores)
+        arrays |= {f"hybrid/{tau:g}/{name}": np.array(values) for name, values in scores.items()}
+        arrays[f"hybrid/{tau:g}/samples"] = fits[0]["samples"]
+    return arrays
+
+
+def _beside(config, images):
+    """Trivial generators: the training images themselves, and one Gaussian fitted to them."""
+    key_copy, key_normal = jax.random.split(jax.random.key(config.seed))
+    train, num = images.train, min(config.num_samples, len(images.train))
+    copies = train[jax.random.permutation(key_copy, len(train))[:num]]
+    centred = train - train.mean(0)
+    normal = train.mean(0) + jax.random.normal(key_normal, (num, len(train))) @ centred / jnp.sqrt(len(train))
+    return {name: worth(images, train, samples) for name, samples in (("copies", copies), ("gaussian", normal))}
+
+
+def _companions(folder, config, images, checkpoints):
+    found, seconds = by_companions(config, images, checkpoints), seconds_per_step(config, images)
+    arrays = {"efm/companions": np.array(config.efm_companions), "efm/steps": np.array(config.efm_steps)}
+    for num in config.efm_companions:
+        for steps in config.efm_steps:
+            fits = found[num, steps]
+            scores = {name: [fit[name] for fit in fits] for name in WORTH}
+            scores["error"] = [fit["error"].mean() for fit in fits]
+            folder.add(f"efm/{num}", f"{steps * config.batch_size / len(images.train):.0f} epochs", **scores)
+            arrays |= {f"efm/{num}/{steps}/{name}": np.array(values) for name, values in scores.items()}
+        against = np.array(seconds[num]) / np.array(seconds[config.efm_companions[0]])
+        folder.add(f"efm/{num}", "cost", seconds_per_step=seconds[num], over_M_1=against)
+    return arrays
