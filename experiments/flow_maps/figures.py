@@ -41,7 +41,7 @@ def samples(arrays):
     figure, axes = plt.subplots(len(rows), len(jumps), figsize=(1.5 * len(jumps) + 0.6, 1.5 * len(rows)), squeeze=False)
     for i, row in enumerate(rows):
         for j, num in enumerate(jumps):
-            x, axis = arrays[f"samples/{row}/{num}"][:3000], axes[i, j]
+            x, axis = arrays[f"samples/{row}/{num}"][:1500], axes[i, j]
             axis.plot(x[:, 0], x[:, 1], ".", ms=0.7, color=COLORS.get(row, "k"), rasterized=True)
             axis.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), xticks=[], yticks=[], aspect="equal")
             if not i:
@@ -54,7 +54,7 @@ def samples(arrays):
 def table_1(arrays):
     """KL against the number of jumps, beside the published numbers, and beside exact samples."""
     bins = arrays["bins"]
-    figure, axes = plt.subplots(1, len(bins), figsize=(4.2 * len(bins), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(bins), figsize=(3.8 * len(bins) + 1.2, 3.4), squeeze=False)
     for axis, size in zip(axes[0], bins, strict=True):
         jumps = arrays["jumps"]
         for row in map(str, arrays["rows"]):
@@ -69,7 +69,8 @@ def table_1(arrays):
         axis.set(xscale="log", yscale="log", xlabel="jumps", ylabel="KL", title=f"{size} bins", xticks=jumps)
         axis.set_xticklabels(jumps)
         axis.minorticks_off()
-        axis.legend(fontsize=6, frameon=False)
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False)
     return figure
 
 
@@ -94,6 +95,6 @@ def residuals(arrays):
             width = max(len(values) // 100, 1)
             means = values[: len(values) // width * width].reshape(-1, width).mean(1)
             axis.plot((np.arange(len(means)) + 0.5) * width, means, lw=0.9, color=COLORS.get(row, "k"), label=row)
-        axis.set(yscale="log", xlabel="step", title=name.replace("_", " "))
+        axis.set(xscale="log", yscale="log", xlabel="step", title=name.replace("_", " "))
     axes[0].legend(fontsize=6, frameon=False)
     return figure

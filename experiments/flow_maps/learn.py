@@ -34,6 +34,7 @@ class Fit(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
+@functools.cache  # so that what one fit compiles serves the others
 def generator_of(config, method: str, num_steps: int) -> Generator:
     """A method with the network and the recipe that all share."""
     rate = config.steep_rate if method in STEEP else config.peak_rate
@@ -100,6 +101,8 @@ def score(config, generator: Generator, params, key, ode: bool) -> tuple[dict, d
         drawn = generator.generate(key, params, config.num_samples, num_jumps=num_jumps)
         samples[str(num_jumps)] = np.asarray(drawn)
         scores |= _score_of(config, drawn, str(num_jumps))
+    if not ode:
+        return scores, samples
     drawn = _heun(
         generator.velocity, params._replace(history={}), STD * jax.random.normal(key, (config.num_samples, 2))
     )
