@@ -132,7 +132,7 @@ def _take_steps(static, key, state, data, start, length):
         (params, opt_state, averaged), said = carry
         k = start + i
         value, gradient = value_and_gradient(params, k)
-        says = value, optax.global_norm(gradient)
+        says = value, optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(average, (1 + k) / (10 + k))
@@ -140,7 +140,7 @@ def _take_steps(static, key, state, data, start, length):
         return (params, opt_state, averaged), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
 
     value, gradient = jax.eval_shape(value_and_gradient, state[0], start)
-    says = value, jax.eval_shape(optax.global_norm, gradient)
+    says = value, jax.eval_shape(optax.tree.norm, gradient)
     nothing = jax.tree.map(lambda one: jnp.full(chunk, jnp.nan, one.dtype), says)
     return jax.lax.fori_loop(0, length, step, (state, nothing))
 

@@ -49,7 +49,7 @@ def test_the_formula_of_the_collapse(dim, formula):
 
 
 def test_the_collapse_comes_when_the_formula_says(key):
-    found = collapse(key, 512, 20_000, 32)
+    found = collapse(key, 512, 20_000, 128)
     assert found["measured"] == pytest.approx(collapse_formula(512, 20_000), abs=0.02)
     assert (np.diff(found["weight"]) > -0.02).all()
 
