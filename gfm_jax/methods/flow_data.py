@@ -49,9 +49,8 @@ def flow_data(data, cond=None, x_0=None, std_0: float | None = None) -> FlowData
         if x_0.shape != x_1.shape:
             raise ValueError(f"x_0: expected a source for each point, {x_1.shape}, got {x_0.shape}")
         check_finite("x_0", x_0)
-    if std_0 is None:
-        std_0 = x_1.std() if x_0 is None else x_0.std()
-    return FlowData(x_1, cond, x_0, jnp.asarray(std_0, x_1.dtype))
+    spread = (x_1 if x_0 is None else x_0).std() if std_0 is None else jnp.asarray(std_0, x_1.dtype)
+    return FlowData(x_1, cond, x_0, spread)
 
 
 def draw_ends(
