@@ -1,29 +1,19 @@
 """The closed form experiment, as a user runs it, and its exact parts against what is known of them."""
 
 import dataclasses
+import functools
 import json
-import os
-import subprocess
-import sys
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_experiment
 
 from experiments.closed_form.config import PRESETS, check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
 
-
-def run(*arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "gfm_jax_smoke"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    command = [sys.executable, "-m", "experiments.closed_form", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+run = functools.partial(run_experiment, "closed_form")
 
 
 def test_smoke(tmp_path):

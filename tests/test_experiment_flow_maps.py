@@ -1,30 +1,20 @@
 """The flow map experiment, as a user runs it."""
 
 import dataclasses
+import functools
 import json
-import os
-import subprocess
-import sys
-import tempfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_experiment
 
 from experiments.flow_maps.board import LOWER, STD, UPPER, density, draw_pool
 from experiments.flow_maps.config import PRESETS, check
 from gfm_jax.datasets import checkerboard
 from gfm_jax.metrics import kl_floor, off_support
 
-
-def run(*arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "gfm_jax_smoke"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    command = [sys.executable, "-m", "experiments.flow_maps", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+run = functools.partial(run_experiment, "flow_maps")
 
 
 def test_smoke(tmp_path):

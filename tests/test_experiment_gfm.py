@@ -2,15 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 import json
-import os
-import subprocess
-import sys
-import tempfile
 
 import chex
 import numpy as np
 import pytest
+from commands import run_experiment
 
 from experiments.gfm.checks import check
 from experiments.gfm.config import PRESETS
@@ -21,15 +19,7 @@ from experiments.gfm.zoo import make_tasks, run_specs
 from experiments.run_folder import RunFolder
 from gfm_jax.trajectories import thin
 
-
-def run(*arguments):
-    # A cache of its own: the presets' programs are not those of the other tests.
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "gfm_jax_smoke"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    command = [sys.executable, "-m", "experiments.gfm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+run = functools.partial(run_experiment, "gfm")
 
 
 def test_smoke(tmp_path):
