@@ -6,13 +6,17 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from experiments.drawing import draw_all
 
 __all__ = ["Row", "RunFolder"]
 
@@ -65,15 +69,22 @@ class RunFolder:
             lines.append("| " + " | ".join([label, *values]) + " |")
         return "\n".join(lines)
 
-    def finish(self, title: str, command: str) -> None:
-        """Writes the report, and the time that all took into the config."""
+    def finish(self, title: str, command: str, arrays: dict, figures: Sequence[Callable]) -> None:
+        """Prints the tables, saves the arrays, draws the figures from them, writes the report, and the time that all took
+        into the config; checkpoints, which served a run that might have been stopped, are removed."""
+        for table in dict.fromkeys(row.table for row in self.rows):
+            print("\n" + self.table(table))
+        self._save_arrays(arrays)
+        draw_all(self.path / "figures", figures, arrays)
         self._write_config()
         tables = [self.table(name) for name in dict.fromkeys(row.table for row in self.rows)]
         figures = [f"![{path.stem}](figures/{path.name})" for path in sorted((self.path / "figures").glob("*.png"))]
         parts = [f"# {title}", f"    {command}", *tables, *figures]
         self._replace("report.md", "\n\n".join(parts) + "\n")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        print(f"\nreport: {self.path / 'report.md'} ({time.perf_counter() - self.start:.0f} s)")
 
-    def save_arrays(self, arrays: dict) -> None:
+    def _save_arrays(self, arrays: dict) -> None:
         if jax.process_index():
             return
         temporary = self.path / "arrays.partial.npz"

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_finite", "check_source", "check_times"]
+__all__ = ["check_choices", "check_finite", "check_source", "check_times"]
+
+
+def check_choices(recipe: type, choices: dict) -> None:
+    """Raises ValueError for choices that are no fields of the recipe, a NamedTuple."""
+    if unknown := set(choices) - set(recipe._fields):
+        names = ", ".join(recipe._fields)
+        raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of {recipe.__name__}, {names}")
 
 
 def check_finite(name: str, points: jax.Array) -> None:

@@ -1,25 +1,11 @@
 """Figures of the closed form experiment: each a pure function of the saved arrays, named for the paper's."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-__all__ = ["draw_all"]
+from experiments.drawing import LEARNED, SIMPLE, TRUTH
 
-PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "figure.constrained_layout.use": True}
-OURS, OTHER, THIRD = "#c1440e", "#1f3b57", "#7a8793"
-
-
-def draw_all(path, arrays) -> None:
-    """Draws every figure of a run folder from its arrays."""
-    with plt.rc_context(PLAIN):
-        for draw in (figure_1a, figure_1c, figure_2, figure_3, figure_4):
-            figure = draw(arrays)
-            figure.savefig(path / "figures" / f"{draw.__name__}.png", dpi=100)
-            plt.close(figure)
+__all__ = ["FIGURES"]
 
 
 def figure_1a(arrays):
@@ -33,8 +19,8 @@ def figure_1a(arrays):
         shares = np.stack([np.histogram(row, bins)[0] / len(row) for row in cosine], axis=1)
         axes[0, j].imshow(np.sqrt(shares), origin="lower", aspect="auto", extent=(0, times[-1], -1, 1), cmap="magma")
         axes[0, j].set(title=name, ylabel="cos(u*, $x_1 - x_0$)" if not j else None)
-        axes[1, j].fill_between(times, *np.quantile(size, (0.1, 0.9), axis=1), color=OURS, alpha=0.2, lw=0)
-        axes[1, j].plot(times, np.median(size, axis=1), color=OURS)
+        axes[1, j].fill_between(times, *np.quantile(size, (0.1, 0.9), axis=1), color=LEARNED, alpha=0.2, lw=0)
+        axes[1, j].plot(times, np.median(size, axis=1), color=LEARNED)
         axes[1, j].set(yscale="log", xlabel="t", ylabel="points that share the weight" if not j else None)
     figure.suptitle("paper: on images one point decides before t = .2, on two moons only late", fontsize=8)
     return figure
@@ -70,11 +56,11 @@ def figure_2(arrays):
         axes[0].fill_between(times, errors.min(0), errors.max(0), color=color, alpha=0.2, lw=0)
     axes[0].set(yscale="log", xlabel="t", ylabel="$E|v - u^*|^2 / d$")
     axes[0].legend(frameon=False, fontsize=7)
-    for name, color in (("frechet_train", OTHER), ("frechet_test", OURS)):
+    for name, color in (("frechet_train", TRUTH), ("frechet_test", LEARNED)):
         _band(axes[1], sizes, [arrays[f"size/{size}/{name}"] for size in sizes], color, name.replace("_", " to "))
     axes[1].set(xscale="log", yscale="log", xlabel="training images", ylabel="Frechet distance")
     axes[1].legend(frameon=False, fontsize=7)
-    for name, color, label in (("nearest", OURS, "samples"), ("nearest_of_test", THIRD, "test images")):
+    for name, color, label in (("nearest", LEARNED, "samples"), ("nearest_of_test", SIMPLE, "test images")):
         _band(axes[2], sizes, [arrays[f"size/{size}/{name}"] for size in sizes], color, label)
     axes[2].set(xscale="log", xlabel="training images", ylabel="distance to the nearest of them", ylim=(0, None))
     axes[2].legend(frameon=False, fontsize=7)
@@ -88,8 +74,8 @@ def figure_3(arrays):
     """Follow u* until tau and what was learned from there: how near to training images samples end, and what they look like."""
     taus, shape = arrays["taus"], tuple(arrays["shape"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1.2))
-    _band(left, taus, [arrays[f"hybrid/{tau:g}/nearest"] for tau in taus], OURS, "samples")
-    left.axhline(arrays[f"hybrid/{taus[0]:g}/nearest_of_test"].mean(), color=THIRD, ls="--", lw=1, label="test images")
+    _band(left, taus, [arrays[f"hybrid/{tau:g}/nearest"] for tau in taus], LEARNED, "samples")
+    left.axhline(arrays[f"hybrid/{taus[0]:g}/nearest_of_test"].mean(), color=SIMPLE, ls="--", lw=1, label="test images")
     left.set(xlabel=r"$\tau$", ylabel="distance to the nearest training image", ylim=(0, None))
     left.legend(frameon=False, fontsize=7)
     rows = [np.concatenate([_image(x, shape) for x in arrays[f"hybrid/{tau:g}/samples"][:10]], axis=1) for tau in taus]
@@ -125,3 +111,6 @@ def _band(axis, x, values, color, label):
 
 def _image(x, shape):
     return np.clip(x.reshape(shape).mean(-1), -1.5, 3)
+
+
+FIGURES = (figure_1a, figure_1c, figure_2, figure_3, figure_4)

@@ -1,8 +1,6 @@
 """The stages of the experiment: the closed form by itself, then what is learned beside it, then the report."""
 
 import pathlib
-import shutil
-import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from tqdm.auto import tqdm
 
 from experiments.closed_form.config import check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
-from experiments.closed_form.figures import draw_all
+from experiments.closed_form.figures import FIGURES
 from experiments.closed_form.images import load_images, worth
 from experiments.closed_form.learned import TIMES, by_companions, by_size, hybrids, seconds_per_step
 from experiments.run_folder import RunFolder
@@ -33,13 +31,7 @@ def compare_with_closed_form(config, out: pathlib.Path, command: str) -> None:
     _estimators(folder, config, images)
     arrays |= _sizes_and_hybrids(folder, config, images, checkpoints)
     arrays |= _companions(folder, config, images, checkpoints)
-    for table in dict.fromkeys(row.table for row in folder.rows):
-        print("\n" + folder.table(table))
-    folder.save_arrays(arrays)
-    draw_all(folder.path, arrays)
-    folder.finish("What flow matching learns, beside its closed form", command)
-    shutil.rmtree(checkpoints)  # they served a run that might have been stopped
-    print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
+    folder.finish("What flow matching learns, beside its closed form", command, arrays, FIGURES)
 
 
 def _collapse(folder, config):

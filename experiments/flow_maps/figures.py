@@ -1,20 +1,17 @@
 """Figures of the flow map experiment: each a pure function of the saved arrays."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-__all__ = ["PUBLISHED", "draw_all"]
+from experiments.drawing import LEARNED, SIMPLE, TRUTH
 
-PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "figure.constrained_layout.use": True}
+__all__ = ["PUBLISHED", "FIGURES"]
+
 COLORS = {
-    "lsd": "#c1440e",
+    "lsd": LEARNED,
     "lsd_equal": "#e59a6f",
-    "esd": "#7a8793",
-    "psd_m": "#1f3b57",
+    "esd": SIMPLE,
+    "psd_m": TRUTH,
     "psd_u": "#5b8db8",
     "mean_flow": "#8a6fb0",
 }
@@ -24,15 +21,6 @@ PUBLISHED = {  # KL with 50 bins at 1, 2, 4, 8, 16 jumps: arXiv 2505.18825, Tabl
     "psd_m": (0.146, 0.089, 0.081, 0.072, 0.069),
     "psd_u": (0.111, 0.107, 0.075, 0.073, 0.068),
 }
-
-
-def draw_all(path, arrays) -> None:
-    """Draws every figure of a run folder from its arrays."""
-    with plt.rc_context(PLAIN):
-        for draw in (samples, table_1, flow_map, residuals):
-            figure = draw(arrays)
-            figure.savefig(path / "figures" / f"{draw.__name__}.png", dpi=100)
-            plt.close(figure)
 
 
 def samples(arrays):
@@ -79,8 +67,8 @@ def flow_map(arrays):
     times, points = arrays["map/times"], arrays["map/points"]
     figure, axes = plt.subplots(1, len(times), figsize=(2.1 * len(times), 2.3))
     for axis, t, x in zip(axes, times, points, strict=True):
-        axis.plot(x[..., 0].T, x[..., 1].T, lw=0.6, color="#c1440e")
-        axis.plot(x[:, ::10, 0], x[:, ::10, 1], lw=0.3, color="#1f3b57")
+        axis.plot(x[..., 0].T, x[..., 1].T, lw=0.6, color=LEARNED)
+        axis.plot(x[:, ::10, 0], x[:, ::10, 1], lw=0.3, color=TRUTH)
         axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal", title=f"$X_{{0,{t:g}}}$")
     return figure
 
@@ -98,3 +86,6 @@ def residuals(arrays):
         axis.set(xscale="log", yscale="log", xlabel="step", title=name.replace("_", " "))
     axes[0].legend(fontsize=6, frameon=False)
     return figure
+
+
+FIGURES = (samples, table_1, flow_map, residuals)

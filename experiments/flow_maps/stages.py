@@ -1,7 +1,6 @@
 """The stages of the experiment: pair, learn, sample, score, report."""
 
 import pathlib
-import shutil
 import time
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from experiments.flow_maps.board import density, draw_pool
 from experiments.flow_maps.config import check
-from experiments.flow_maps.figures import draw_all
+from experiments.flow_maps.figures import FIGURES
 from experiments.flow_maps.learn import Fit, learn_all
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import checkerboard
@@ -32,14 +31,8 @@ def learn_flow_maps(config, out: pathlib.Path, command: str) -> None:
     checkpoints = folder.path / "checkpoints"
     fits = learn_all(config, pool, checkpoints)
     _tabulate(folder, config, fits, floors)
-    for table in dict.fromkeys(row.table for row in folder.rows):
-        print("\n" + folder.table(table))
     arrays = _arrays(config, fits, floors)
-    folder.save_arrays(arrays)
-    draw_all(folder.path, arrays)
-    folder.finish("Flow maps by self-distillation", command)
-    shutil.rmtree(checkpoints)  # they served a run that might have been stopped
-    print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
+    folder.finish("Flow maps by self-distillation", command, arrays, FIGURES)
 
 
 def _tabulate(folder, config, fits: list[Fit], floors):

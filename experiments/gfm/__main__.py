@@ -23,22 +23,11 @@ def _forecast_runs(config, out, command):
 
     if config.distributed:
         jax.distributed.initialize()
-    if config.preset == "smoke":
-        _compile_quickly()
     # Two CPU devices record twice as fast as one; on an accelerator this changes nothing. Before any array is made.
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 2))
     from experiments.gfm.stages import forecast_runs
 
     forecast_runs(config, out, command)
-
-
-def _compile_quickly():
-    import jax
-
-    # XLA's older emitters take two thirds of the time to compile, and half as much again to run: right for what runs once.
-    # Before a backend starts, and only in versions known to take the flag: an unknown one ends the process.
-    if jax.__version_info__ < (0, 11):
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 
 if __name__ == "__main__":

@@ -1,27 +1,11 @@
 """Figures of the forecasting experiment: each a pure function of the saved arrays."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-__all__ = ["draw_all"]
+from experiments.drawing import LEARNED, SIMPLE, TRUTH
 
-LEARNED = "#c1440e"
-SIMPLE = "#7a8793"
-TRUTH = "#1f3b57"
-PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "figure.constrained_layout.use": True}
-
-
-def draw_all(path, arrays) -> None:
-    """Draws every figure of a run folder from its arrays."""
-    with plt.rc_context(PLAIN):
-        for draw in (chart, density, coordinates, error_by_horizon, loss_after_jump):
-            figure = draw(arrays)
-            figure.savefig(path / "figures" / f"{draw.__name__}.png", dpi=110)
-            plt.close(figure)
+__all__ = ["FIGURES"]
 
 
 def chart(arrays):
@@ -144,3 +128,6 @@ def loss_after_jump(arrays):
     )
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+FIGURES = (chart, density, coordinates, error_by_horizon, loss_after_jump)

@@ -1,8 +1,6 @@
 """The stages of the experiment: record, forecast the simple ways, learn, forecast, report."""
 
 import pathlib
-import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm.auto import tqdm
@@ -11,7 +9,7 @@ from experiments.gfm.checks import check
 from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, loss_on, stopwatch
 from experiments.gfm.exam import Exam, Ledger, observe_all
 from experiments.gfm.fields import learn_flow_maps, learn_velocity
-from experiments.gfm.figures import draw_all
+from experiments.gfm.figures import FIGURES
 from experiments.gfm.histories import learn_histories
 from experiments.gfm.lessons import learn_from
 from experiments.gfm.noise import noise_floor
@@ -76,14 +74,8 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
             all_rows.update(rows)
 
     tabulate(folder, ledger, groups, config.prefixes)
-    for table in dict.fromkeys(row.table for row in folder.rows):
-        print("\n" + folder.table(table))
     arrays = arrays_of(ledger, exam, config.prefixes, flow_map)
-    folder.save_arrays(arrays)
-    draw_all(folder.path, arrays)
-    folder.finish("Forecasting where training runs end", command)
-    shutil.rmtree(folder.path / "checkpoints")  # they served a run that might have been stopped
-    print(f"\nreport: {folder.path / 'report.md'} ({time.perf_counter() - folder.start:.0f} s)")
+    folder.finish("Forecasting where training runs end", command, arrays, FIGURES)
 
 
 def _forecast_simply(config, groups, judges, ledger):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from experiments.command_line import run_preset
 from experiments.run_folder import RunFolder
 from experiments.speed.config import PRESETS
-from experiments.speed.figures import draw_all
+from experiments.speed.figures import FIGURES
 
 __all__ = ["main"]
 
@@ -35,12 +35,7 @@ def time_everything(config, out: pathlib.Path, command: str) -> None:
     arrays = _record(folder, config, size) | _scale(folder, config, size)
     _stream(folder, config, size)
     _forecast(folder, config)
-    for table in dict.fromkeys(row.table for row in folder.rows):
-        print("\n" + folder.table(table))
-    folder.save_arrays(arrays)
-    draw_all(folder.path, arrays)
-    folder.finish("How fast runs are recorded and forecast", command)
-    print(f"\nreport: {folder.path / 'report.md'}")
+    folder.finish("How fast runs are recorded and forecast", command, arrays, FIGURES)
 
 
 def _record(folder, config, size):

@@ -1,24 +1,11 @@
 """Figures of the speed benchmark: each a pure function of the saved arrays."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-__all__ = ["draw_all"]
+from experiments.drawing import LEARNED, SIMPLE
 
-PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "figure.constrained_layout.use": True}
-
-
-def draw_all(path, arrays) -> None:
-    """Draws every figure of a run folder from its arrays."""
-    with plt.rc_context(PLAIN):
-        for draw in (record, linear):
-            figure = draw(arrays)
-            figure.savefig(path / "figures" / f"{draw.__name__}.png", dpi=110)
-            plt.close(figure)
+__all__ = ["FIGURES"]
 
 
 def record(arrays):
@@ -27,7 +14,7 @@ def record(arrays):
     figure, axis = plt.subplots(figsize=(6, 0.5 * len(rows) + 1))
     for y, row in enumerate(rows):
         rates = arrays[f"record/{row}"]
-        axis.barh(y, rates.mean(), color="#c1440e" if row == "gfm_jax" else "#7a8793")
+        axis.barh(y, rates.mean(), color=LEARNED if row == "gfm_jax" else SIMPLE)
         axis.plot(rates, np.full(len(rates), y), "k.", ms=3)
     axis.set(yticks=range(len(rows)), yticklabels=rows, xlabel="steps of one network per second, on one core")
     axis.invert_yaxis()
@@ -41,7 +28,10 @@ def linear(arrays):
         values, seconds = arrays[f"linear/{name}"], arrays[f"linear/{name}/seconds"]
         cost = (seconds / values).mean()
         axis.fill_between([0, values[-1]], [0, 0.9 * cost * values[-1]], [0, 1.1 * cost * values[-1]], color="#dddddd")
-        axis.plot(values, seconds, "o", color="#c1440e")
+        axis.plot(values, seconds, "o", color=LEARNED)
         axis.set(xlabel=name.replace("num_", "number of "), ylabel="seconds", xlim=(0, None), ylim=(0, None))
     figure.suptitle("cost of recording; grey: linear within 10 %", fontsize=9)
     return figure
+
+
+FIGURES = (record, linear)

@@ -9,8 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
+from gfm_jax.checks import check_choices
 from gfm_jax.losses import empirical_path, flow_matching_loss
-from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data, init_network
+from gfm_jax.methods.flow_data import (
+    FlowData,
+    FlowParams,
+    adam_on_cosine,
+    draw_ends,
+    draw_sources,
+    flow_data,
+    init_network,
+)
 from gfm_jax.paths import draw_companions, interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise
@@ -67,9 +76,7 @@ def empirical_flow_matching(network: nn.Module, num_companions: int = 1, **choic
 
     On the closed form of flow matching, arXiv 2506.03719, Algorithm 2.
     """
-    if unknown := set(choices) - set(VelocityRecipe._fields):
-        names = ", ".join(VelocityRecipe._fields)
-        raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of VelocityRecipe, {names}")
+    check_choices(VelocityRecipe, choices)
     recipe = VelocityRecipe(num_companions, **choices)
     if not recipe.std_0 > 0:
         raise ValueError(f"std_0: expected a Gaussian source of a positive standard deviation, got {recipe.std_0}")
@@ -143,8 +150,7 @@ def _generate(
     num_steps: int | None = None,
     solver: Any = None,
 ) -> Float[Array, "num dim"]:
-    if x_0 is None:
-        x_0 = params.std_0 * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
+    x_0 = draw_sources(key, params, num) if x_0 is None else x_0
     kept = params._replace(history={})
     return _solve_all(velocity, num_steps or recipe.solver_steps, solver, kept, x_0, cond)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.checks import check_finite
 
-__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "flow_data", "init_network"]
+__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data", "init_network"]
 
 
 class FlowData(NamedTuple):
@@ -71,6 +71,11 @@ def draw_ends(
 def init_network(network, key: Array, times, x, cond=None) -> PyTree:
     """Parameters of a flax module `(times, x, cond)`, for one point."""
     return network.init(key, times, x, cond)
+
+
+def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num dim"]:
+    """Points of the source that a flow was fitted from."""
+    return params.std_0 * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
 
 
 def adam_on_cosine(peak_rate: float, num_steps: int, clip: float) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
+from gfm_jax.checks import check_choices
 from gfm_jax.fields import FieldParams, Move, init_field
 from gfm_jax.methods.gradient_flow_objectives import draw_moves, function_space, weight_space
 from gfm_jax.methods.gradient_flow_recipe import OBJECTIVES, Recipe, run_displacement
@@ -57,8 +58,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description; the flow map and function-space
     objectives, the context and the heads are this library's.
     """
-    if unknown := set(choices) - set(Recipe._fields):
-        raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of Recipe, {', '.join(Recipe._fields)}")
+    check_choices(Recipe, choices)
     recipe = Recipe(objective, **choices)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")

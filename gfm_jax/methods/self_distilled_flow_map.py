@@ -10,9 +10,18 @@ import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
+from gfm_jax.checks import check_choices
 from gfm_jax.fields import jump
 from gfm_jax.losses import eulerian, guided, lagrangian, progressive, weighted_square
-from gfm_jax.methods.flow_data import FlowData, FlowParams, adam_on_cosine, draw_ends, flow_data, init_network
+from gfm_jax.methods.flow_data import (
+    FlowData,
+    FlowParams,
+    adam_on_cosine,
+    draw_ends,
+    draw_sources,
+    flow_data,
+    init_network,
+)
 from gfm_jax.networks import MLP
 from gfm_jax.paths import dyadic, interpolate, linear, triangle
 from gfm_jax.solve import solve_flow_map
@@ -80,9 +89,7 @@ def self_distilled_flow_map(network: nn.Module, objective: str = "lsd", **choice
 
     How to build a consistency model, arXiv 2505.18825, Algorithm 1.
     """
-    if unknown := set(choices) - set(FlowMapRecipe._fields):
-        names = ", ".join(FlowMapRecipe._fields)
-        raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of FlowMapRecipe, {names}")
+    check_choices(FlowMapRecipe, choices)
     recipe = FlowMapRecipe(objective, **choices)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
@@ -234,8 +241,7 @@ def _guided_teacher(recipe, apply, cond):
 
 
 def _generate(flow_map, key, params: FlowParams, num: int, cond=None, *, num_jumps: int = 1, x_0=None):
-    if x_0 is None:
-        x_0 = params.std_0 * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
+    x_0 = draw_sources(key, params, num) if x_0 is None else x_0
     return _jump_all(flow_map, num_jumps, params._replace(history={}), x_0, cond)
 
 
