@@ -11,9 +11,8 @@ import pytest
 from gfm_jax import training
 from gfm_jax.fields import gaussian
 from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
-from gfm_jax.methods.flow_data import init_network
 from gfm_jax.methods.self_distilled_flow_map import OBJECTIVES
-from gfm_jax.networks import TimeMLP, UNet
+from gfm_jax.networks import TimeMLP, UNet, init_network
 from gfm_jax.paths import trigonometric
 from gfm_jax.solve import log_likelihood, solve_flow, solve_flow_map, solve_hybrid
 

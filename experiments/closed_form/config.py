@@ -16,6 +16,8 @@ class Config:
     dataset: str = "digits"
     num_train: int = 1152
     """Images that are learned from; as many as there are besides, up to this number, are the test set."""
+    classifier_steps: int = 1000
+    """Of the classifier in whose features images are compared."""
     collapse_dims: tuple[int, ...] = (32, 128, 512, 3072)
     collapse_points: int = 20_000
     num_pairs: int = 128
@@ -42,9 +44,9 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", num_train=256, collapse_dims=(32,), collapse_points=500, num_pairs=16, companions=(8,),
-        estimator_paths=1000, sizes=(10, 256), taus=(0.0, 1.0), efm_companions=(1, 128), efm_steps=(40,), num_fits=2,
-        num_steps=40, widths=(64,), num_samples=64, solver_steps=10,
+        preset="smoke", num_train=256, classifier_steps=100, collapse_dims=(32,), collapse_points=500, num_pairs=16,
+        companions=(8,), estimator_paths=1000, sizes=(10, 256), taus=(0.0, 1.0), efm_companions=(1, 128),
+        efm_steps=(40,), num_fits=2, num_steps=40, widths=(64,), num_samples=64, solver_steps=10,
     ),
     "laptop": Config(),
     "paper": Config(

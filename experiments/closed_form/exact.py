@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from experiments.side_by_side import side_by_side
 from gfm_jax.fields import closed_form_velocity, posterior, velocity_to
 from gfm_jax.losses import empirical_path
 from gfm_jax.paths import draw_companions, interpolate, linear
@@ -72,29 +73,27 @@ def estimators(key, data, t: float, num_companions: int, num_paths: int) -> dict
 
     The bias is that of the error along u* itself, in the mean over paths. "self_normalised" leaves out the path's own point.
     """
-    batch = 250
-    choices = {
-        "without_replacement": ("per_sample", False),
-        "with_replacement": ("per_sample", True),
-        "self_normalised": ("per_sample", False),
-    }
-    found = {}
-    for name, (companions, replacement) in choices.items():
+    measure = functools.partial(_errors_of, key, data, t, num_companions, num_paths)
+    return dict(zip(ESTIMATORS, side_by_side(measure, ESTIMATORS), strict=True))
 
-        def errors(key, name=name, companions=companions, replacement=replacement):
-            key_index, key_source = jax.random.split(key)
-            extra = name == "self_normalised"  # M fresh ones, and its own that is then left out
-            own, index = draw_companions(key_index, len(data), batch, num_companions + extra, companions, replacement)
-            x_0 = jax.random.normal(key_source, (batch, data.shape[1]))
-            path = jax.vmap(functools.partial(interpolate, linear, jnp.float32(t)))(x_0, data[own])
-            exact = jax.vmap(closed_form_velocity(data))(path.t, path.x_t)
-            error = empirical_path(path, data[index[:, 1:] if extra else index]).dx_t - exact
-            along = jnp.sum(error * exact, axis=1) / jnp.linalg.norm(exact, axis=1)
-            return along, jnp.sum(error**2, axis=1)
 
-        keys = jax.random.split(key, max(num_paths // batch, 2))
-        along, square = (
-            np.asarray(part, float).ravel() for part in jax.jit(lambda keys, e=errors: jax.lax.map(e, keys))(keys)
-        )
-        found[name] = abs(along.mean()) / (along.std() / np.sqrt(along.size)), square.mean()
-    return found
+ESTIMATORS = ("without_replacement", "with_replacement", "self_normalised")
+
+
+def _errors_of(key, data, t, num_companions, num_paths, name, batch=250) -> tuple[float, float]:
+    extra = name == "self_normalised"  # M fresh ones, and its own that is then left out
+
+    def errors(key):
+        key_index, key_source = jax.random.split(key)
+        replacement = name == "with_replacement"
+        own, index = draw_companions(key_index, len(data), batch, num_companions + extra, "per_sample", replacement)
+        x_0 = jax.random.normal(key_source, (batch, data.shape[1]))
+        path = jax.vmap(functools.partial(interpolate, linear, jnp.float32(t)))(x_0, data[own])
+        exact = jax.vmap(closed_form_velocity(data))(path.t, path.x_t)
+        error = empirical_path(path, data[index[:, 1:] if extra else index]).dx_t - exact
+        along = jnp.sum(error * exact, axis=1) / jnp.linalg.norm(exact, axis=1)
+        return along, jnp.sum(error**2, axis=1)
+
+    keys = jax.random.split(key, max(num_paths // batch, 2))
+    along, square = (np.asarray(part, float).ravel() for part in jax.jit(lambda keys: jax.lax.map(errors, keys))(keys))
+    return abs(along.mean()) / (along.std() / np.sqrt(along.size)), square.mean()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.closed_form.images import Images, worth
+from experiments.images import Images, worth
 from experiments.side_by_side import side_by_side
 from gfm_jax.fields import closed_form_velocity
 from gfm_jax.methods import empirical_flow_matching
@@ -22,6 +22,7 @@ __all__ = ["TIMES", "by_companions", "by_size", "error_over_time", "hybrids", "s
 TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98], np.float32)
 
 
+@functools.cache  # so that what one fit compiles serves the others
 def generator_of(config, num_companions: int = 1, num_steps: int | None = None):
     """Flow matching with the network and the recipe that all share."""
     return empirical_flow_matching(

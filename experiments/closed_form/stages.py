@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from experiments.closed_form.config import check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
 from experiments.closed_form.figures import FIGURES
-from experiments.closed_form.images import load_images, worth
 from experiments.closed_form.learned import TIMES, by_companions, by_size, hybrids, seconds_per_step
+from experiments.images import load_images, worth
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import two_moons
 
@@ -24,7 +24,7 @@ def compare_with_closed_form(config, out: pathlib.Path, command: str) -> None:
     """Runs every stage, each with its progress on the screen, and leaves the run folder."""
     check(config)
     folder = RunFolder(out, config)
-    images = load_images(config)
+    images = load_images(config.dataset, config.num_train, config.seed, config.classifier_steps)
     folder.add("classifier", config.dataset, accuracy=images.accuracy)
     checkpoints = folder.path / "checkpoints"
     arrays = _collapse(folder, config) | _alignment(config, images)

@@ -18,8 +18,8 @@ from gfm_jax.methods.flow_data import (
     draw_ends,
     draw_sources,
     flow_data,
-    init_network,
 )
+from gfm_jax.networks import init_network
 from gfm_jax.paths import draw_companions, interpolate, linear
 from gfm_jax.solve import solve_flow
 from gfm_jax.training import fit as minimise

@@ -1,6 +1,5 @@
 """What flows are fitted to: data, sources, and the batches that both are drawn in."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.checks import check_finite
 
-__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data", "init_network"]
+__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data"]
 
 
 class FlowData(NamedTuple):
@@ -64,13 +63,6 @@ def draw_ends(
     if data.x_0 is not None:
         return data.x_0[index], x_1, cond
     return data.std_0 * jax.random.normal(key_source, x_1.shape, x_1.dtype), x_1, cond
-
-
-# What runs once and draws at random some dozens of times would take ten times as long to optimise as to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
-def init_network(network, key: Array, times, x, cond=None) -> PyTree:
-    """Parameters of a flax module `(times, x, cond)`, for one point."""
-    return network.init(key, times, x, cond)
 
 
 def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num dim"]:

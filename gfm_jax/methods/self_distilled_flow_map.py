@@ -20,9 +20,8 @@ from gfm_jax.methods.flow_data import (
     draw_ends,
     draw_sources,
     flow_data,
-    init_network,
 )
-from gfm_jax.networks import MLP
+from gfm_jax.networks import MLP, init_network
 from gfm_jax.paths import dyadic, interpolate, linear, triangle
 from gfm_jax.solve import solve_flow_map
 from gfm_jax.training import fit as minimise

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from gfm_jax.networks import init_network
 from gfm_jax.networks.cnn import Conv3x3, max_pool
 from gfm_jax.training import fit
 
@@ -77,7 +78,7 @@ def classifier_features(
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
 
     rate = optax.cosine_decay_schedule(5e-3, num_steps)
-    params = network.init(key_init, images[:1])
+    params = init_network(network, key_init, images[:1])
     params = fit(key_fit, loss, params, (images, labels), sample, optax.adam(rate), num_steps).params
     apply = jax.jit(network.apply)
     accuracy = (apply(params, held_out[0])[0].argmax(-1) == jnp.asarray(held_out[1])).mean()

@@ -1,8 +1,9 @@
 """Networks as flax modules; the rest of the house sees only their `init` and `apply`."""
 
 from gfm_jax.networks.cnn import CNN
+from gfm_jax.networks.initial import init_network
 from gfm_jax.networks.mlp import MLP, TimeMLP
 from gfm_jax.networks.sequence import LSTM, Transformer
 from gfm_jax.networks.unet import UNet
 
-__all__ = ["CNN", "LSTM", "MLP", "TimeMLP", "Transformer", "UNet"]
+__all__ = ["CNN", "LSTM", "MLP", "TimeMLP", "Transformer", "UNet", "init_network"]

@@ -22,22 +22,20 @@ class Images(NamedTuple):
     accuracy: float
 
 
-def load_images(config) -> Images:
-    """Images of the data set in a random order, and a classifier of the training images, by whose features all are seen."""
-    pixels, labels = (
-        np.concatenate(parts) for parts in zip(load(config.dataset), load(config.dataset, "test"), strict=True)
-    )
-    order = np.random.default_rng(config.seed).permutation(len(pixels))
-    if config.num_train >= len(order):
-        raise ValueError(
-            f"num_train: expected fewer than the {len(order)} images of {config.dataset}, got {config.num_train}"
-        )
-    train, test = np.split(order[: 2 * config.num_train], [config.num_train])
+def load_images(dataset: str, num_train: int, seed: int, classifier_steps: int) -> Images:
+    """Images of a data set in a random order, the first `num_train` to learn from and at most as many to test by, and a
+    classifier of the training images, by whose features all are seen."""
+    pixels, labels = (np.concatenate(parts) for parts in zip(load(dataset), load(dataset, "test"), strict=True))
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    if num_train >= len(order):
+        raise ValueError(f"num_train: expected fewer than the {len(order)} images of {dataset}, got {num_train}")
+    train, test = np.split(order[: 2 * num_train], [num_train])
     points = pixels.reshape(len(pixels), -1) / np.float32(255)
     points = (points - points[train].mean()) / points[train].std()
-    key = jax.random.key(config.seed)
+    key = jax.random.key(seed)
     x = jnp.asarray(points)
-    features = classifier_features(key, x[train], labels[train], (x[test], labels[test]), pixels.shape[1:])
+    held_out = (x[test], labels[test])
+    features = classifier_features(key, x[train], labels[train], held_out, pixels.shape[1:], num_steps=classifier_steps)
     return Images(x[train], x[test], pixels.shape[1:], features.extract, features.accuracy)
 
 
