@@ -23,12 +23,12 @@ TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 
 
 @functools.cache  # so that what one fit compiles serves the others
-def generator_of(config, num_companions: int = 1, num_steps: int | None = None):
+def generator_of(config, num_companions: int, num_steps: int):
     """Flow matching with the network and the recipe that all share."""
     return empirical_flow_matching(
         TimeMLP(config.widths, num_sinusoids=16),
         num_companions,
-        num_steps=num_steps or config.num_steps,
+        num_steps=num_steps,
         batch_size=config.batch_size,
         peak_rate=config.peak_rate,
         solver_steps=config.solver_steps,
@@ -45,9 +45,9 @@ def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
 
     def learn(job):
         size, k = job
-        key_fit, key_samples = _keys(config, k)
-        known, generator = images.train[:size], generator_of(config)
-        params = generator.fit(key_fit, known, folder=folder / f"size-{size}-{k}", progress=f"{size} images, fit {k}")
+        _, key_samples = _keys(config, k)
+        known, generator = images.train[:size], generator_of(config, 1, config.num_steps)
+        params = _fit(config, folder, known, k)
         samples = generator.generate(key_samples, params, config.num_samples)
         errors = {
             name: error_over_time(key_samples, generator, params, known, ends)
@@ -60,6 +60,15 @@ def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
     for (size, _), one in zip(work, side_by_side(learn, work), strict=True):
         found[size].append(one)
     return found
+
+
+def _fit(config, folder, known, k, num_companions=1, num_steps=None):
+    """A fit; one that is asked for twice, with all images and M = 1, is found in its folder the second time."""
+    num_steps = num_steps or config.num_steps
+    name = f"{len(known)} images, M = {num_companions}, {num_steps} steps, fit {k}"
+    place = folder / f"{len(known)}-{num_companions}-{num_steps}-{k}"
+    generator = generator_of(config, num_companions, num_steps)
+    return generator.fit(_keys(config, k)[0], known, folder=place, progress=name)
 
 
 def error_over_time(key, generator, params, known, ends, num_paths: int = 256) -> np.ndarray:
@@ -83,7 +92,7 @@ def _errors(velocity, params, known, x_0, x_1, times):
 
 def hybrids(config, images: Images, fits: list[dict]) -> dict[float, list[dict]]:
     """Samples that follow u* until tau and the learned velocity from there, from the same sources."""
-    generator, exact = generator_of(config), closed_form_velocity(images.train)
+    generator, exact = generator_of(config, 1, config.num_steps), closed_form_velocity(images.train)
     found = {}
     for tau in config.taus:
         found[tau] = []
@@ -111,13 +120,12 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int, int], list[
 
     def learn(job):
         num, steps, k = job
-        key_fit, key_samples = _keys(config, k)
+        _, key_samples = _keys(config, k)
         generator = generator_of(config, num, steps)
-        name = f"M = {num}, {steps} steps, fit {k}"
-        params = generator.fit(key_fit, images.train, folder=folder / f"efm-{num}-{steps}-{k}", progress=name)
+        params = _fit(config, folder, images.train, k, num, steps)
         samples = generator.generate(key_samples, params, config.num_samples)
         error = error_over_time(key_samples, generator, params, images.train, images.train)
-        return worth(images, images.train, samples) | {"error": error, "loss": params.history["loss"]}
+        return worth(images, images.train, samples) | {"error": error}
 
     work = [
         (num, steps, k) for num in config.efm_companions for steps in config.efm_steps for k in range(config.num_fits)
@@ -128,8 +136,9 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int, int], list[
     return found
 
 
-def seconds_per_step(config, images: Images, rounds: int = 5, steps: int = 100) -> dict[int, list[float]]:
+def seconds_per_step(config, images: Images, rounds: int = 5) -> dict[int, list[float]]:
     """Seconds of a training step by the number of companions, in turn, once all are compiled."""
+    steps = min(100, config.efm_steps[0])
     generators = {num: generator_of(config, num, steps) for num in config.efm_companions}
     found = {num: [] for num in generators}
     for i in range(rounds + 1):
