@@ -9,7 +9,7 @@ import numpy as np
 from gfm_jax.datasets import load
 from gfm_jax.metrics import classifier_features, frechet, nearest_distance
 
-__all__ = ["Images", "load_images", "worth"]
+__all__ = ["Images", "load_images", "trivial", "worth"]
 
 
 class Images(NamedTuple):
@@ -53,4 +53,16 @@ def worth(images: Images, known: jnp.ndarray, samples: jnp.ndarray) -> dict[str,
         "nearest": float(nearest.mean()),
         "nearest_of_test": float(ordinary.mean()),
         "copies": float((nearest < 1e-5 * jnp.sqrt(known.shape[1])).mean()),
+    }
+
+
+def trivial(images: Images, num: int, seed: int) -> dict[str, jnp.ndarray]:
+    """What any generator has to be compared with: the training images themselves, and one Gaussian fitted to them."""
+    key_copy, key_normal = jax.random.split(jax.random.key(seed))
+    train, num = images.train, min(num, len(images.train))
+    centred = train - train.mean(0)
+    combined = jax.random.normal(key_normal, (num, len(train))) @ centred / jnp.sqrt(len(train))
+    return {
+        "copies": train[jax.random.permutation(key_copy, len(train))[:num]],
+        "gaussian": train.mean(0) + combined,
     }

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.drawing import LEARNED, SIMPLE, TRUTH
+from experiments.drawing import LEARNED, SIMPLE, TRUTH, framed
 
 __all__ = ["FIGURES"]
 
@@ -78,7 +78,7 @@ def figure_3(arrays):
     left.axhline(arrays[f"hybrid/{taus[0]:g}/nearest_of_test"].mean(), color=SIMPLE, ls="--", lw=1, label="test images")
     left.set(xlabel=r"$\tau$", ylabel="distance to the nearest training image", ylim=(0, None))
     left.legend(frameon=False, fontsize=7)
-    rows = [np.concatenate([_framed(x, shape) for x in arrays[f"hybrid/{tau:g}/samples"][:10]], axis=1) for tau in taus]
+    rows = [np.concatenate([framed(x, shape) for x in arrays[f"hybrid/{tau:g}/samples"][:10]], axis=1) for tau in taus]
     right.imshow(np.concatenate(rows), cmap="gray", aspect="equal")
     height = shape[0] + 1
     right.set(xticks=[], yticks=(np.arange(len(taus)) + 0.5) * height - 0.5, yticklabels=[f"{tau:g}" for tau in taus])
@@ -107,11 +107,6 @@ def _band(axis, x, values, color, label):
     axis.fill_between(
         x, [value.min() for value in values], [value.max() for value in values], color=color, alpha=0.2, lw=0
     )
-
-
-def _framed(x, shape):
-    """An image in grey, with a line of white below and to the right of it."""
-    return np.pad(np.clip(x.reshape(shape).mean(-1), -1.5, 3), ((0, 1), (0, 1)), constant_values=3)
 
 
 FIGURES = (figure_1a, figure_1c, figure_2, figure_3, figure_4)

@@ -3,7 +3,6 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -11,7 +10,7 @@ from experiments.closed_form.config import check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
 from experiments.closed_form.figures import FIGURES
 from experiments.closed_form.learned import TIMES, by_companions, by_size, hybrids, seconds_per_step
-from experiments.images import load_images, worth
+from experiments.images import load_images, trivial, worth
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import two_moons
 
@@ -77,8 +76,8 @@ def _sizes_and_hybrids(folder, config, images, checkpoints):
             scores |= {f"error_{name}/{t:g}": errors[:, i] for i, t in enumerate(TIMES)}
         folder.add(f"dataset_size/{size}", "flow_matching", **scores)
         arrays |= {f"size/{size}/{name}": np.array(scores[name]) for name in WORTH}
-    for row, scores in _beside(config, images).items():
-        folder.add(f"dataset_size/{config.sizes[-1]}", row, **scores)
+    for row, samples in trivial(images, config.num_samples, config.seed).items():
+        folder.add(f"dataset_size/{config.sizes[-1]}", row, **worth(images, images.train, samples))
 
     taken_over = hybrids(config, images, found[config.sizes[-1]])
     arrays |= {"taus": np.array(config.taus), "shape": np.array(images.shape)}
@@ -88,16 +87,6 @@ def _sizes_and_hybrids(folder, config, images, checkpoints):
         arrays |= {f"hybrid/{tau:g}/{name}": np.array(values) for name, values in scores.items()}
         arrays[f"hybrid/{tau:g}/samples"] = fits[0]["samples"]
     return arrays
-
-
-def _beside(config, images):
-    """Trivial generators: the training images themselves, and one Gaussian fitted to them."""
-    key_copy, key_normal = jax.random.split(jax.random.key(config.seed))
-    train, num = images.train, min(config.num_samples, len(images.train))
-    copies = train[jax.random.permutation(key_copy, len(train))[:num]]
-    centred = train - train.mean(0)
-    normal = train.mean(0) + jax.random.normal(key_normal, (num, len(train))) @ centred / jnp.sqrt(len(train))
-    return {name: worth(images, train, samples) for name, samples in (("copies", copies), ("gaussian", normal))}
 
 
 def _companions(folder, config, images, checkpoints):

@@ -21,8 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _learn_flow_maps(config, out, command):
     import jax
 
-    # A device for each of the two fits that go side by side; on an accelerator this changes nothing. Before any array is made.
-    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 2))
+    # A device for each of the two fits that go side by side, which each compile for it: not worth it where little is run.
+    # On an accelerator this changes nothing. Before any array is made.
+    jax.config.update("jax_num_cpu_devices", 1 if config.preset == "smoke" else min(os.cpu_count() or 1, 2))
     from experiments.flow_maps.stages import learn_flow_maps
 
     learn_flow_maps(config, out, command)

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.drawing import LEARNED, SIMPLE, TRUTH
+from experiments.drawing import LEARNED, SIMPLE, TRUTH, framed
 
 __all__ = ["PUBLISHED", "FIGURES"]
 
@@ -88,4 +88,33 @@ def residuals(arrays):
     return figure
 
 
-FIGURES = (samples, table_1, flow_map, residuals)
+def images(arrays):
+    """Frechet distance of images to test images by the number of jumps, or of steps, and what they look like."""
+    rows = [str(row) for row in arrays["images/rows"]]
+    of_row = {
+        row: sorted(int(n.split("/")[-1]) for n in arrays if n.startswith(f"images/{row}/samples/")) for row in rows
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), width_ratios=(1, 1.3))
+    shape, lines, labels = tuple(arrays["images/shape"]), [], []
+    for row, numbers in of_row.items():
+        scores = [arrays[f"images/{row}/frechet_test/{num}"] for num in numbers]
+        color = COLORS.get(row, "k")
+        if len(numbers) == 1:
+            left.axhline(scores[0].mean(), color=color, lw=0.8, ls="--", label=row)
+        else:
+            left.fill_between(
+                numbers, [s.min() for s in scores], [s.max() for s in scores], color=color, alpha=0.15, lw=0
+            )
+            left.plot(numbers, [s.mean() for s in scores], "o-", ms=3, lw=1, color=color, label=row)
+        for num in dict.fromkeys((numbers[0], numbers[-1])):
+            lines.append(np.concatenate([framed(x, shape) for x in arrays[f"images/{row}/samples/{num}"]], axis=1))
+            labels.append(f"{row}, {num}")
+    left.set(xscale="log", yscale="log", xlabel="jumps, or steps", ylabel="Frechet distance to test images")
+    left.legend(fontsize=7, frameon=False)
+    right.imshow(np.concatenate(lines), cmap="gray", aspect="equal")
+    ticks = (np.arange(len(lines)) + 0.5) * (shape[0] + 1) - 0.5
+    right.set(xticks=[], yticks=ticks, yticklabels=labels)
+    return figure
+
+
+FIGURES = (samples, table_1, flow_map, residuals, images)
