@@ -166,7 +166,7 @@ def test_a_past_is_seen_at_even_shares_of_its_steps():
 def test_an_untrained_field_stands_still(run):
     """The last layer starts at zero: persistence."""
     recipe = {**FIELD, "num_steps": 1, "peak_rate": 0.0}
-    for objective in ("flow_map", "velocity"):
+    for objective in ("flow_map", "velocity", "self_distilled"):
         forecaster = gradient_flow_matching(objective, **recipe)
         params = forecaster.fit(jax.random.key(0), [small_runs()])
         forecast = forecaster.forecast(params, prefix_of(run, 10), horizon_at(run, -1))
@@ -187,7 +187,10 @@ def test_without_layout_only_a_fitted_size_is_accepted(run):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: gradient_flow_matching("flowmap"), "objective: expected one of velocity, flow_map, function_space"),
+        (
+            lambda: gradient_flow_matching("flowmap"),
+            "objective: expected one of velocity, flow_map, self_distilled, function_space",
+        ),
         (lambda: gradient_flow_matching(head="neuron"), "head"),
         (lambda: gradient_flow_matching(learning_rate=1.0), "learning_rate: expected fields of Recipe"),
         (lambda: gradient_flow_matching("function_space").fit(jax.random.key(0), [small_runs()]), "losses"),

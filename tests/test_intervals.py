@@ -54,7 +54,7 @@ def test_covers_a_known_gaussian(share):
     assert abs(half_width / (quantile * np.sqrt(10.0)) - 1) < 0.15
 
 
-@pytest.mark.parametrize("objective", ["flow_map", "velocity"])
+@pytest.mark.parametrize("objective", ["flow_map", "velocity", "self_distilled"])
 def test_a_field_learns_how_far_off_it_will_be(objective):
     """Of a random walk m steps ahead the expected error is sqrt(2 m / pi) steps: no forecast can do better."""
     forecaster = gradient_flow_matching(objective, num_steps=600, batch_size=1024, widths=(32,), withheld=())

@@ -19,7 +19,7 @@ from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.methods.intervals import UNIT
 from gfm_jax.trajectories import Windows
 
-__all__ = ["Fitted", "learn_flow_maps", "learn_velocity"]
+__all__ = ["Fitted", "learn_flow_maps", "learn_velocities"]
 
 SHARES = (0.6, 1.0, 1.5, 2.2, 3.2)  # of the way to the forecast: with persistence and two averages 8 candidates
 GATED_ROWS = ("persistence", "lawa", "lawa_quarter")
@@ -32,13 +32,15 @@ class Fitted(NamedTuple):
     params: object
 
 
-def learn_velocity(exam: Exam) -> Ledger:
-    """Fits a velocity `fit_seeds` times, and scores it on the cohorts held out."""
+def learn_velocities(exam: Exam) -> Ledger:
+    """Fits a velocity, and a velocity with the flow map that it makes, `fit_seeds` times each, and scores them on the cohorts
+    held out."""
     config, ledger = exam.config, Ledger({}, {}, {})
-    # It is learned in a third of the steps of a flow map.
-    forecaster = gradient_flow_matching("velocity", **_size(config) | {"num_steps": config.field_steps // 3})
-    for seed, key in enumerate(fit_keys(config)):
-        _learn(exam, ledger, "gfm_velocity", forecaster, seed, key)
+    for objective in ("velocity", "self_distilled"):
+        # They are learned in a third of the steps of a flow map.
+        forecaster = gradient_flow_matching(objective, **_size(config) | {"num_steps": config.field_steps // 3})
+        for seed, key in enumerate(fit_keys(config)):
+            _learn(exam, ledger, f"gfm_{objective}", forecaster, seed, key)
     return ledger
 
 

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from experiments.gfm.checks import check
 from experiments.gfm.evaluate import Judge, cohorts, forecast_cohort, loss_on, stopwatch
 from experiments.gfm.exam import Exam, Ledger, observe_all
-from experiments.gfm.fields import learn_flow_maps, learn_velocity
+from experiments.gfm.fields import learn_flow_maps, learn_velocities
 from experiments.gfm.figures import FIGURES
 from experiments.gfm.histories import learn_histories
 from experiments.gfm.lessons import learn_from
@@ -63,7 +63,7 @@ def forecast_runs(config, out: pathlib.Path, command: str) -> None:
     noise_floor(config, tasks, folder)
     exam = Exam(config, lessons, groups, judges, asked, folder.path / "checkpoints")
     with ThreadPoolExecutor(2) as beside:  # what the flow maps do not need
-        parts = [beside.submit(learn_histories, exam), beside.submit(learn_velocity, exam)]
+        parts = [beside.submit(learn_histories, exam), beside.submit(learn_velocities, exam)]
         others = [beside.submit(forecast_regressions, folder, config)]
         others.append(beside.submit(_time_simple_ways, config, groups, ledger))
         flow_maps, flow_map = learn_flow_maps(exam, ledger)

@@ -6,11 +6,7 @@ The rows of PyTorch need it installed (`pip install torch`); without it they are
 """
 
 import importlib.util
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,7 +14,9 @@ from tqdm.auto import tqdm
 from experiments.command_line import run_preset
 from experiments.run_folder import RunFolder
 from experiments.speed.config import PRESETS
+from experiments.speed.contest import time_contestant
 from experiments.speed.figures import FIGURES
+from experiments.speed.flow_tables import time_flows
 
 __all__ = ["main"]
 
@@ -35,6 +33,7 @@ def time_everything(config, out: pathlib.Path, command: str) -> None:
     arrays = _record(folder, config, size) | _scale(folder, config, size)
     _stream(folder, config, size)
     _forecast(folder, config)
+    time_flows(folder, config)
     folder.finish("How fast runs are recorded and forecast", command, arrays, FIGURES)
 
 
@@ -46,7 +45,7 @@ def _record(folder, config, size):
         print("PyTorch is not installed: its rows are left out")
     rates = {row: [] for row in rows}
     for row in tqdm([*rows] * config.rounds, desc="record"):
-        found = _time(row, rows[row])
+        found = time_contestant(row, rows[row])
         rates[row].append(found["net_steps"] / found["seconds"])
     ours = np.array(rates["gfm_jax"])
     for row, rate in rates.items():
@@ -59,7 +58,7 @@ def _scale(folder, config, size):
     for name, values in (("num_runs", config.scaling_runs), ("num_steps", config.scaling_steps)):
         seconds = np.full((config.rounds, len(values)), np.inf)
         for k, i in tqdm(list(np.ndindex(seconds.shape)), desc=f"seconds by {name}"):
-            seconds[k, i] = _time("gfm_jax", size | {name: values[i]})["seconds"]
+            seconds[k, i] = time_contestant("gfm_jax", size | {name: values[i]})["seconds"]
         each = seconds.min(0) / np.array(values)
         for value, cost in zip(values, each, strict=True):
             folder.add(f"linear/{name}", str(value), seconds=cost * value, relative_cost=cost / each.mean())
@@ -69,27 +68,13 @@ def _scale(folder, config, size):
 
 def _stream(folder, config, size):
     for num_runs in tqdm(config.streaming_runs, desc="stream to disk"):
-        folder.add("streaming", f"{num_runs} runs", **_time("streaming", size | {"num_runs": num_runs}))
+        folder.add("streaming", f"{num_runs} runs", **time_contestant("streaming", size | {"num_runs": num_runs}))
 
 
 def _forecast(folder, config):
     for head in ("tensor", "coordinate"):
-        found = _time("forecast", {"width": config.width, "num_saves": config.num_saves, "head": head})
+        found = time_contestant("forecast", {"width": config.width, "num_saves": config.num_saves, "head": head})
         folder.add("forecast", head, **found, steps_per_forecast=found["seconds"] / found["step_seconds"])
-
-
-def _time(contestant, size) -> dict:
-    """What a contestant reports, run in a process of its own on one core."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    }
-    command = [sys.executable, "-m", "experiments.speed.contestants", contestant, json.dumps(size)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{contestant}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

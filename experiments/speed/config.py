@@ -24,6 +24,21 @@ class Config:
     width: int = 960
     """Of the hidden layer of the network 784-width-256-10 that is forecast: about a million weights."""
     num_saves: int = 32
+    flow_rounds: int = 5
+    """The same of what is timed on flows; medians are told."""
+    flow_width: int = 512
+    flow_batch: int = 4096
+    """Of a perceptron of four layers whose training steps are timed, by every loss."""
+    flow_steps: int = 4
+    small_steps: int = 300
+    """Steps of a timing, there and of a perceptron 3 x 256 at batches of 256."""
+    flow_samples: int = 10_000
+    closed_form: tuple[int, int, int] = (50_000, 3072, 256)
+    """Data points, dimension and queries."""
+    image_side: int = 32
+    image_channels: tuple[int, ...] = (32, 64)
+    image_batch: int = 64
+    companions: tuple[int, ...] = (1, 256, 1024)
 
 
 PRESETS = {
@@ -39,6 +54,17 @@ PRESETS = {
         streaming_runs=(16,),
         width=16,
         num_saves=8,
+        flow_rounds=1,
+        flow_width=16,
+        flow_batch=64,
+        flow_steps=2,
+        small_steps=2,
+        flow_samples=100,
+        closed_form=(500, 16, 8),
+        image_side=8,
+        image_channels=(8,),
+        image_batch=8,
+        companions=(1, 16),
     ),
     "laptop": Config(),
     "paper": Config(

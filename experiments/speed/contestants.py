@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 
+from experiments.speed.flows import FLOWS
+
 __all__ = ["CONTESTANTS"]
 
 SIZES, BATCH, NUM_IMAGES = (64, 32, 10), 64, 1152
@@ -209,4 +211,4 @@ CONTESTANTS = {f.__name__: f for f in (gfm_jax, matrix_products, torch_func, tor
 if __name__ == "__main__":
     if hasattr(os, "sched_setaffinity"):  # before any thread is started
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(json.dumps(CONTESTANTS[sys.argv[1]](**json.loads(sys.argv[2]))))
+    print(json.dumps((CONTESTANTS | FLOWS)[sys.argv[1]](**json.loads(sys.argv[2]))))

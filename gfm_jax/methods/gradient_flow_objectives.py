@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Context
+from gfm_jax.base import Context, Horizon
 from gfm_jax.fields import FieldParams, Move, move
-from gfm_jax.losses import flow_matching_loss, function_space_loss, laplace_nll, relative_huber
-from gfm_jax.methods.gradient_flow_recipe import Recipe, displacement, run_displacement, solved_displacement
+from gfm_jax.losses import flow_matching_loss, function_space_loss, lagrangian, laplace_nll, relative_huber
+from gfm_jax.methods.gradient_flow_recipe import Recipe, clock, displacement, run_displacement, solved_displacement
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.trajectories import Windows, draw_pairs, draw_windows
 
@@ -31,7 +31,7 @@ class Objective(NamedTuple):
 
 @functools.cache  # so that a second fit of the same recipe compiles nothing
 def weight_space(recipe: Recipe) -> Objective:
-    r"""Regression of displacements, or of velocities, on those of recorded runs.
+    r"""Regression of displacements, or of velocities, on those of recorded runs; or of velocities, and of a flow map on them.
 
     .. math:: \ell + 0.02 \left( |e| / b + \log b \right)
 
@@ -39,7 +39,7 @@ def weight_space(recipe: Recipe) -> Objective:
     in jumps; a velocity is solved for its own, a quarter as many.
 
     Args:
-      recipe: the choices; its objective tells displacements from velocities.
+      recipe: the choices; its objective tells displacements from velocities from self-distillation.
     """
 
     def flow_map_loss(field, key, batch):
@@ -57,7 +57,20 @@ def weight_space(recipe: Recipe) -> Objective:
         _, log_error = move(recipe.head, recipe.widths, field, jumps)
         return flow_matching_loss(velocity, path, weight) + ERROR_SHARE * laplace_nll(log_error, solved - x_t), {}
 
+    def self_distilled_loss(field, key, batch):
+        (step, path, weight), (off, slope, weight_off), (jumps, x_t, _) = batch
+        # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
+        velocity = move(recipe.head, recipe.widths, field, step)[0] * step.now.time / step.t.time
+        residual = jax.vmap(functools.partial(_lagrangian_residual, recipe, field))(off, slope)
+        # That of the displacement, were it the same all the way from s to t.
+        square = jnp.mean(weight_off * (jnp.log(off.t.time / off.s.time) * residual) ** 2)
+        forecast, log_error = displacement(recipe, field, jumps)
+        error = jax.lax.stop_gradient(forecast - x_t)
+        return flow_matching_loss(velocity, path, weight) + square + ERROR_SHARE * laplace_nll(log_error, error), {}
+
     optimizer = _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
+    if recipe.objective == "self_distilled":
+        return Objective(functools.partial(_draw_path_moves_and_jumps, recipe), self_distilled_loss, optimizer)
     if recipe.objective == "velocity":
         return Objective(functools.partial(_draw_path_and_jumps, recipe), velocity_loss, optimizer)
     return Objective(functools.partial(draw_moves, recipe), flow_map_loss, optimizer)
@@ -130,6 +143,36 @@ def _draw_path_and_jumps(recipe, key, windows):
     step = Move(pairs.context, pairs.now, between, between, near)
     jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
     return (step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight), jumps
+
+
+def _lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array, ""]:
+    """d/dt X_{s,t} - v_{t,t}(X_{s,t}), for one coordinate, in the clock log(time)."""
+    mean_velocity = lambda step: move(recipe.head, recipe.widths, field, step)[0]
+
+    def moment(c):  # at which the flow's clock shows c, on the run's own schedule
+        time = off.now.time / (1 - c)
+        step, rate = (
+            at + (time - off.t.time) * per
+            for at, per in ((off.t.step, slope.step), (off.t.learning_rate, slope.learning_rate))
+        )
+        return Horizon(step, time, rate)
+
+    v = lambda s, t, x: mean_velocity(off._replace(t=moment(t), x_s=x[0]))[None]
+    teacher = lambda t, x: mean_velocity(off._replace(s=moment(t), t=moment(t), x_s=x[0]))[None]
+    s, t = clock(off.now, off.s), clock(off.now, off.t)
+    return lagrangian(v, s, t, off.x_s[None], teacher=teacher)[0] * off.now.time / off.t.time
+
+
+def _draw_path_moves_and_jumps(recipe, key, windows):
+    """As for a velocity, and a third as many moves that end between two saves, with the slopes of step and rate there."""
+    key_path, key_moves, key_share = jax.random.split(key, 3)
+    pairs = _draw_pairs(key_moves, windows, recipe.batch_size // 3, recipe.share_now, recipe.share_final)
+    share = jax.random.uniform(key_share, pairs.x_s.shape)
+    between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.before, pairs.t)
+    slope = jax.tree.map(lambda a, b: (b - a) / (pairs.t.time - pairs.before.time), pairs.before, pairs.t)
+    off = Move(pairs.context, pairs.now, pairs.s, between, pairs.x_s)
+    path, jumps = _draw_path_and_jumps(recipe, key_path, windows)
+    return path, (off, slope, pairs.weight), jumps
 
 
 def _draw_pairs(key, windows, num, share_now, share_final, **options):

@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gfm_jax.base import Horizon
 from gfm_jax.fields import FieldParams, Move, jump, move
 from gfm_jax.solve import solve_flow
 
-__all__ = ["OBJECTIVES", "Recipe", "displacement", "run_displacement", "solved_displacement"]
+__all__ = ["OBJECTIVES", "Recipe", "clock", "displacement", "run_displacement", "solved_displacement"]
 
-OBJECTIVES = ("velocity", "flow_map", "function_space")
+OBJECTIVES = ("velocity", "flow_map", "self_distilled", "function_space")
 
 
 class Recipe(NamedTuple):
     """How a field is fitted.
 
     Attributes:
-      objective: "velocity" (conditional flow matching, followed by an ODE solver), "flow_map" (any horizon in one call), or
-        "function_space" (the flow map, tuned on the loss at the forecast weights).
+      objective: "velocity" (conditional flow matching, followed by an ODE solver), "flow_map" (any horizon in one call),
+        "self_distilled" (the flow map of a velocity, by Lagrangian self-distillation: where runs come to is learned from
+        how they move), or "function_space" (the flow map, tuned on the loss at the forecast weights).
       head: "coordinate" (coefficients for every weight) or "tensor" (for every tensor: cheap, and nearly as good).
       widths: of the field's network.
       fractions: shares of a run that are observed in training.
@@ -61,11 +63,15 @@ class Recipe(NamedTuple):
     coverage: float = 0.9
 
 
+def clock(now: Horizon, moment: Horizon) -> Float[Array, "*n"]:
+    """Flow time: 0 at the last observed save, 1 in the far future."""
+    return 1 - now.time / moment.time
+
+
 def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Displacement at t in one jump from s, and the logarithm of its expected error, in units of the context's scale."""
-    clock = lambda moment: 1 - step.now.time / moment.time  # 0 at the last observed save, 1 in the far future
     mean_velocity, log_error = move(recipe.head, recipe.widths, field, step)
-    return jump(clock(step.s), clock(step.t), step.x_s, mean_velocity), log_error
+    return jump(clock(step.now, step.s), clock(step.now, step.t), step.x_s, mean_velocity), log_error
 
 
 def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Float[Array, "*n"]:

@@ -60,12 +60,14 @@ class Windows(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Two moments s <= t of one coordinate beyond the last observed one, `now`; displacements in units of its scale."""
+    """Two moments s <= t of one coordinate beyond the last observed one, `now`, and `before`, that of the save before t;
+    displacements in units of its scale."""
 
     context: Context
     now: Horizon
     s: Horizon
     t: Horizon
+    before: Horizon
     x_s: Float[Array, " pairs"]
     x_t: Float[Array, " pairs"]
     weight: Float[Array, " pairs"]
@@ -322,4 +324,6 @@ def draw_pairs(
         segment=segment,
     )
     weight = scale**2 * windows.layout.dim / windows.distance[window, goal]
-    return Pairs(picked, moment(last), moment(s), moment(t), moved(s), moved(t), weight, (run, last, coordinate))
+    return Pairs(
+        picked, moment(last), moment(s), moment(t), moment(t - 1), moved(s), moved(t), weight, (run, last, coordinate)
+    )
