@@ -23,12 +23,12 @@ class Config:
     """Points of the board that are learned from."""
     block: int = 256
     """Of the minibatches of the transport."""
-    widths: tuple[int, ...] = (160,) * 8
+    widths: tuple[int, ...] = (64,) * 8
     batch_size: int = 256
     diagonal_share: float = 0.7
-    lsd_steps: int = 26_000
+    lsd_steps: int = 72_000
     """Of Lagrangian self-distillation at its full budget."""
-    num_steps: int = 2_500
+    num_steps: int = 6_000
     """Of every method at an equal budget."""
     peak_rate: float = 4e-3
     steep_rate: float = 1e-3
