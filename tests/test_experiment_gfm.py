@@ -34,7 +34,16 @@ def test_smoke(tmp_path):
         assert cells[table, "oracle_final", "rel_mse"] == 0
         assert cells[table, "oracle_final", "gap_closed"] == 1
         assert cells[table, "gfm_gated", "forwards"] == 8
-        for row in ("lawa", "dmd", "lfd2", "gfm_velocity", "gfm_flow_map", "gfm_function_space", "gfm_gated"):
+        for row in (
+            "lawa",
+            "dmd",
+            "lfd2",
+            "gfm_velocity",
+            "gfm_self_distilled",
+            "gfm_flow_map",
+            "gfm_function_space",
+            "gfm_gated",
+        ):
             assert np.isfinite(cells[table, row, "test_loss"])
         assert 0 < cells[f"calibration/{split}", "gfm_flow_map", "coverage/0.5"] <= 1
     assert 0 <= cells["noise_floor", "sgd", "floor/0.5"] < 1

@@ -34,6 +34,7 @@ FORECASTERS = {
     "transformer": nowcast.transformer(**SCHOOL),
     "velocity": gradient_flow_matching("velocity", **FIELD),
     "flow_map": gradient_flow_matching("flow_map", **FIELD),
+    "self_distilled": gradient_flow_matching("self_distilled", **FIELD),
     "flow_map_tensor": gradient_flow_matching("flow_map", head="tensor", **FIELD),
     "function_space": gradient_flow_matching("function_space", function_steps=5, **FIELD),
 }
@@ -161,6 +162,22 @@ def test_a_past_is_seen_at_even_shares_of_its_steps():
     expected = [2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37, 40]  # 2.5 is as near to 2 as to 3
     assert past_saves(jnp.array(even), 40, 16).tolist() == expected
     assert past_saves(jnp.array(log), 6, 4).tolist() == [4, 5, 5, 6]  # steps 8, 16, 24, 32
+
+
+def test_jumps_are_learned_from_velocities():
+    """Weights that relax as 1/time, from adjacent saves alone: no jump of the path is shown to a self-distilled map."""
+    rng = np.random.default_rng(0)
+    time = 0.1 * np.maximum(np.arange(41.0), 1)[:, None]
+    weights = rng.normal(size=(64, 1, 20)) + rng.normal(size=(64, 1, 20)) / time
+    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(weights.astype(np.float32))
+    runs = runs._replace(layout=run_of(weights[0].astype(np.float32)).layout)
+    seen, unseen = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(0, 48), slice(48, 64)))
+    forecaster = gradient_flow_matching("self_distilled", num_steps=800, batch_size=1024, widths=(32,), withheld=())
+    params = forecaster.fit(jax.random.key(0), [seen])
+    forecast = jax.vmap(lambda prefix, end: forecaster.forecast(params, prefix, end).weights)
+    error = forecast(prefix_of(unseen, 20), horizon_at(unseen, -1)) - unseen.weights[:, -1]
+    moved = unseen.weights[:, 20] - unseen.weights[:, -1]
+    assert float((error**2).sum() / (moved**2).sum()) < 0.1
 
 
 def test_an_untrained_field_stands_still(run):

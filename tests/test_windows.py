@@ -181,6 +181,7 @@ def test_windows_hold_what_they_say(key):
     assert (save_t <= 20).all()
     assert (save_s == last).mean() > 0.4
     assert (save_t == 20).mean() > 0.25
+    np.testing.assert_allclose(pairs.t.step - pairs.before.step, 3.0)
     weights = np.asarray(runs.weights)
     displacement = weights[run, save_t, coordinate] - weights[run, last, coordinate]
     np.testing.assert_allclose(pairs.x_t * pairs.context.scale, displacement, rtol=1e-4, atol=1e-6)

@@ -109,7 +109,12 @@ def images(arrays):
         for num in dict.fromkeys((numbers[0], numbers[-1])):
             lines.append(np.concatenate([framed(x, shape) for x in arrays[f"images/{row}/samples/{num}"]], axis=1))
             labels.append(f"{row}, {num}")
-    left.set(xscale="log", yscale="log", xlabel="jumps, or steps", ylabel="Frechet distance to test images")
+    most = max(of_row.values(), key=len)
+    left.set(
+        xscale="log", yscale="log", xlabel="jumps, or steps", ylabel="Frechet distance to test images", xticks=most
+    )
+    left.set_xticklabels(most)
+    left.minorticks_off()
     left.legend(fontsize=7, frameon=False)
     right.imshow(np.concatenate(lines), cmap="gray", aspect="equal")
     ticks = (np.arange(len(lines)) + 0.5) * (shape[0] + 1) - 0.5

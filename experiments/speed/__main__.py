@@ -2,7 +2,8 @@
 
 python -m experiments.speed [--preset smoke|laptop|paper] [--out DIR] [any field of the config]
 
-The rows of PyTorch need it installed (`pip install torch`); without it they are left out, and the screen says so.
+The rows of PyTorch and of its packages need them (`pip install -e ".[peers]"`); what is not installed is left out, and the
+screen says so.
 """
 
 import importlib.util

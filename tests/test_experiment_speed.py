@@ -1,0 +1,56 @@
+"""What the speed benchmark times, on sizes at which only its form can be looked at."""
+
+import json
+
+import pytest
+
+from experiments.run_folder import RunFolder
+from experiments.speed import flow_tables
+from experiments.speed.config import PRESETS
+from experiments.speed.flows import FLOWS
+
+
+def test_the_exact_field_beside_its_products():
+    found = FLOWS["closed_form"](num=3000, dim=16, num_queries=8, rounds=2)
+    assert {name: len(seconds) for name, seconds in found["seconds"].items()} == {
+        "matrix_products": 2,
+        "closed_form": 2,
+    }
+    assert 0 < found["mb_beyond_data"] < 1  # of [8, 3000] there are .09, of a chunk .03
+
+
+def test_one_jump_is_faster_than_many_steps():
+    seconds = FLOWS["sampling"](width=32, depth=2, num=2000, num_steps=50, rounds=3)["seconds"]
+    assert min(seconds["euler_steps"]) > 5 * min(seconds["one_jump"]) > 0
+
+
+def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
+    def timed(name, size):
+        peers = {"torchcfm": 3.0, "torchdiffeq": 3.0, "flow_matching": 1.5, "euler_steps": 1.5}
+        return {"seconds": peers.get(name, {"first": [1.0, 2.0], "second": [3.0, 4.0]})}
+
+    monkeypatch.setattr(flow_tables, "time_contestant", timed)
+    monkeypatch.setattr(flow_tables.importlib.util, "find_spec", lambda name: None if name == "torchdiffeq" else name)
+    flow_tables.time_flows(RunFolder(tmp_path, PRESETS["smoke"]), PRESETS["smoke"])
+    rows = json.loads((tmp_path / "results.json").read_text())
+    cells = {(row["table"], row["row"], row["metric"]): row["value"] for row in rows}
+    assert cells["flow_steps", "second", "ratio"] == 2.5
+    assert (cells["flow_steps", "second", "lowest"], cells["flow_steps", "second", "highest"]) == (2, 3)
+    assert cells["torchcfm", "large: torchcfm", "ratio"] == 2
+    assert not any(row["table"] == "torchdiffeq" for row in rows)
+    assert "torchdiffeq is not installed: its rows are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["flow_steps", "companions"])
+def test_what_is_timed_runs(name):
+    sizes = {
+        "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "rounds": 1},
+        "companions": {"side": 4, "channels": (4,), "batch": 4, "counts": (1, 8), "rounds": 1},
+    }
+    seconds = FLOWS[name](**sizes[name])["seconds"]
+    rows = {
+        "flow_steps": ["flow_matching", "lsd", "esd", "esd_joint", "mean_flow", "psd_m", "matrix_products"],
+        "companions": ["1", "8"],
+    }
+    assert list(seconds) == rows[name]
+    assert all(len(of_row) == 1 and of_row[0] > 0 for of_row in seconds.values())
