@@ -27,6 +27,8 @@ def test_smoke(tmp_path):
     assert cells["estimator/8", "self_normalised", "bias_in_standard_errors"] > 10
     assert cells["dataset_size/256", "copies", "nearest"] == 0
     assert cells["efm/1", "cost", "over_M_1"] == 1
+    assert np.isfinite(cells["efm/OT", "20 epochs", "frechet_test"])
+    assert cells["efm/1", "20 epochs", "frechet_test"] == cells["dataset_size/256", "flow_matching", "frechet_test"]
     for table in ("dataset_size/10", "dataset_size/256"):
         assert np.isfinite(cells[table, "flow_matching", "frechet_test"])
     figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))

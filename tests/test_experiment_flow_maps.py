@@ -11,6 +11,7 @@ from commands import run_experiment
 
 from experiments.flow_maps.board import LOWER, STD, UPPER, density, draw_pool
 from experiments.flow_maps.config import PRESETS, check
+from experiments.flow_maps.on_images import steps_of
 from gfm_jax.datasets import checkerboard
 from gfm_jax.metrics import kl_floor, off_support
 
@@ -30,7 +31,10 @@ def test_smoke(tmp_path):
     assert 0 < cells["checkerboard/48", "lsd", "off_support/1"]["value"] < 0.7
     assert cells["training", "psd_m", "gradient_norm"]["value"] > 0
     figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))
-    assert figures == ["flow_map.png", "residuals.png", "samples.png", "table_1.png"]
+    for row, num in (("lsd", 1), ("flow_euler", 1), ("flow_100_heun", 100), ("gaussian", 1)):
+        assert np.isfinite(cells["images/digits", row, f"frechet_test/{num}"]["value"])
+    assert cells["images/digits", "copies", "nearest/1"]["value"] == 0
+    assert figures == ["flow_map.png", "images.png", "residuals.png", "samples.png", "table_1.png"]
     assert "--preset smoke" in (tmp_path / "run" / "report.md").read_text()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -55,6 +59,13 @@ def test_a_typo_is_named():
 def test_configs_that_cannot_be_run(field, value):
     with pytest.raises(ValueError, match=f"{field}: expected"):
         check(dataclasses.replace(PRESETS["laptop"], **{field: value}))
+
+
+def test_all_fits_of_images_cost_the_same():
+    config = dataclasses.replace(PRESETS["laptop"], image_steps=1000, image_share=0.75)
+    assert steps_of(config, "lsd") == 1000
+    assert steps_of(config, "flow_matching") == round(1000 * 4 / 3)  # 1.33, the ratio of FLOPs
+    assert steps_of(config, "psd_m") == round(1000 * 4 / 3.5)
 
 
 @pytest.mark.parametrize(("bins", "floor", "spread"), [(48, 0.0093, 0.0006), (50, 0.0665, 0.003)])

@@ -45,7 +45,7 @@ def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
 def test_what_is_timed_runs(name):
     sizes = {
         "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "rounds": 1},
-        "companions": {"side": 4, "channels": (4,), "batch": 4, "counts": (1, 8), "rounds": 1},
+        "companions": {"side": 4, "channels": (8,), "batch": 4, "counts": (1, 8), "rounds": 1},
     }
     seconds = FLOWS[name](**sizes[name])["seconds"]
     rows = {

@@ -93,8 +93,9 @@ def figure_4(arrays):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
     for axis, name in zip(axes, ("frechet_train", "frechet_test"), strict=True):
         for steps, color in zip(lengths, plt.cm.viridis(np.linspace(0, 0.8, len(lengths))), strict=True):
-            values = [arrays[f"efm/{num}/{steps}/{name}"] for num in companions]
-            _band(axis, np.arange(len(companions)), values, color, f"{steps} steps")
+            *values, of_pairs = [arrays[f"efm/{num}/{steps}/{name}"] for num in companions]
+            _band(axis, np.arange(len(values)), values, color, f"{steps} steps")
+            axis.plot(np.full(len(of_pairs), len(values)), of_pairs, "o", ms=3, color=color)
         axis.set(xticks=range(len(companions)), xticklabels=companions, xlabel="M", ylabel=name.replace("_", " to "))
         axis.legend(frameon=False, fontsize=7)
     figure.suptitle("paper: no worse than M = 1, a small steady gain", fontsize=8)

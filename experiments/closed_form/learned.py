@@ -14,11 +14,12 @@ from gfm_jax.fields import closed_form_velocity
 from gfm_jax.methods import empirical_flow_matching
 from gfm_jax.metrics import nearest_distance
 from gfm_jax.networks import TimeMLP
-from gfm_jax.paths import interpolate, linear
+from gfm_jax.paths import interpolate, linear, optimal_transport
 from gfm_jax.solve import solve_hybrid
 
-__all__ = ["TIMES", "by_companions", "by_size", "error_over_time", "hybrids", "seconds_per_step"]
+__all__ = ["OT", "TIMES", "by_companions", "by_size", "error_over_time", "hybrids", "seconds_per_step"]
 
+OT = "OT"  # in the place of a number of companions: one, and sources paired with images by optimal transport
 TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98], np.float32)
 
 
@@ -66,9 +67,20 @@ def _fit(config, folder, known, k, num_companions=1, num_steps=None):
     """A fit; one that is asked for twice, with all images and M = 1, is found in its folder the second time."""
     num_steps = num_steps or config.num_steps
     name = f"{len(known)} images, M = {num_companions}, {num_steps} steps, fit {k}"
-    place = folder / f"{len(known)}-{num_companions}-{num_steps}-{k}"
-    generator = generator_of(config, num_companions, num_steps)
-    return generator.fit(_keys(config, k)[0], known, folder=place, progress=name)
+    place, key = folder / f"{len(known)}-{num_companions}-{num_steps}-{k}", _keys(config, k)[0]
+    if num_companions == OT:
+        known, x_0 = _pairs(key, known, config.batch_size)
+        return generator_of(config, 1, num_steps).fit(key, known, x_0=x_0, folder=place, progress=name)
+    return generator_of(config, num_companions, num_steps).fit(key, known, folder=place, progress=name)
+
+
+def _pairs(key, known, block: int, most: int = 50_000):
+    """Images, as often as `most` allows, each with a source of its own that optimal transport in blocks pairs it with."""
+    key_order, key_source = jax.random.split(key)
+    copies = jnp.tile(known, (max(most // len(known), 1), 1))
+    x_1 = copies[jax.random.permutation(key_order, len(copies))]
+    x_0 = jax.random.normal(key_source, x_1.shape)
+    return x_1[optimal_transport(np.asarray(x_0), np.asarray(x_1), block=block)], x_0
 
 
 def error_over_time(key, generator, params, known, ends, num_paths: int = 256) -> np.ndarray:
@@ -115,21 +127,20 @@ def _hybrid(velocity, exact, num_steps, tau, params, x_0):
     return jax.vmap(solve)(x_0)
 
 
-def by_companions(config, images: Images, folder) -> dict[tuple[int, int], list[dict]]:
-    """Fits by the number of companions and by length: what samples are worth."""
+def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int], list[dict]]:
+    """Fits by the number of companions, and with pairs by optimal transport, and by length: what samples are worth."""
 
     def learn(job):
         num, steps, k = job
         _, key_samples = _keys(config, k)
-        generator = generator_of(config, num, steps)
+        generator = generator_of(config, 1 if num == OT else num, steps)
         params = _fit(config, folder, images.train, k, num, steps)
         samples = generator.generate(key_samples, params, config.num_samples)
         error = error_over_time(key_samples, generator, params, images.train, images.train)
         return worth(images, images.train, samples) | {"error": error}
 
-    work = [
-        (num, steps, k) for num in config.efm_companions for steps in config.efm_steps for k in range(config.num_fits)
-    ]
+    ways = (*config.efm_companions, OT)
+    work = [(num, steps, k) for num in ways for steps in config.efm_steps for k in range(config.num_fits)]
     found = {}
     for (num, steps, _), one in zip(work, side_by_side(learn, work), strict=True):
         found.setdefault((num, steps), []).append(one)

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from experiments.closed_form.config import check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
 from experiments.closed_form.figures import FIGURES
-from experiments.closed_form.learned import TIMES, by_companions, by_size, hybrids, seconds_per_step
+from experiments.closed_form.learned import OT, TIMES, by_companions, by_size, hybrids, seconds_per_step
 from experiments.images import load_images, trivial, worth
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import two_moons
@@ -91,14 +91,16 @@ def _sizes_and_hybrids(folder, config, images, checkpoints):
 
 def _companions(folder, config, images, checkpoints):
     found, seconds = by_companions(config, images, checkpoints), seconds_per_step(config, images)
-    arrays = {"efm/companions": np.array(config.efm_companions), "efm/steps": np.array(config.efm_steps)}
-    for num in config.efm_companions:
+    ways = (*config.efm_companions, OT)
+    arrays = {"efm/companions": np.array(ways), "efm/steps": np.array(config.efm_steps)}
+    for num in ways:
         for steps in config.efm_steps:
             fits = found[num, steps]
             scores = {name: [fit[name] for fit in fits] for name in WORTH}
             scores["error"] = [fit["error"].mean() for fit in fits]
             folder.add(f"efm/{num}", f"{steps * config.batch_size / len(images.train):.0f} epochs", **scores)
             arrays |= {f"efm/{num}/{steps}/{name}": np.array(values) for name, values in scores.items()}
-        against = np.array(seconds[num]) / np.array(seconds[config.efm_companions[0]])
-        folder.add(f"efm/{num}", "cost", seconds_per_step=seconds[num], over_M_1=against)
+    for num, of_step in seconds.items():
+        against = np.array(of_step) / np.array(seconds[config.efm_companions[0]])
+        folder.add(f"efm/{num}", "cost", seconds_per_step=of_step, over_M_1=against)
     return arrays

@@ -62,11 +62,12 @@ def weight_space(recipe: Recipe) -> Objective:
         # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
         velocity = move(recipe.head, recipe.widths, field, step)[0] * step.now.time / step.t.time
         residual = jax.vmap(functools.partial(_lagrangian_residual, recipe, field))(off, slope)
-        # That of the displacement, were it the same all the way from s to t.
-        square = jnp.mean(weight_off * (jnp.log(off.t.time / off.s.time) * residual) ** 2)
+        # The error of the displacement, were the residual the same all the way from s to t.
+        distilled = relative_huber(jnp.log(off.t.time / off.s.time) * residual, 0.0, weight_off)
         forecast, log_error = displacement(recipe, field, jumps)
         error = jax.lax.stop_gradient(forecast - x_t)
-        return flow_matching_loss(velocity, path, weight) + square + ERROR_SHARE * laplace_nll(log_error, error), {}
+        along = relative_huber(velocity, path.dx_t, weight)
+        return along + distilled + ERROR_SHARE * laplace_nll(log_error, error), {}
 
     optimizer = _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
     if recipe.objective == "self_distilled":
