@@ -25,7 +25,7 @@ def test_one_jump_is_faster_than_many_steps():
 
 
 def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
-    def timed(name, size):
+    def timed(config, name, size):
         peers = {"torchcfm": 3.0, "torchdiffeq": 3.0, "flow_matching": 1.5, "euler_steps": 1.5}
         return {"seconds": peers.get(name, {"first": [1.0, 2.0], "second": [3.0, 4.0]})}
 

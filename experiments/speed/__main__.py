@@ -46,7 +46,7 @@ def _record(folder, config, size):
         print("PyTorch is not installed: its rows are left out")
     rates = {row: [] for row in rows}
     for row in tqdm([*rows] * config.rounds, desc="record"):
-        found = time_contestant(row, rows[row])
+        found = time_contestant(config, row, rows[row])
         rates[row].append(found["net_steps"] / found["seconds"])
     ours = np.array(rates["gfm_jax"])
     for row, rate in rates.items():
@@ -59,7 +59,7 @@ def _scale(folder, config, size):
     for name, values in (("num_runs", config.scaling_runs), ("num_steps", config.scaling_steps)):
         seconds = np.full((config.rounds, len(values)), np.inf)
         for k, i in tqdm(list(np.ndindex(seconds.shape)), desc=f"seconds by {name}"):
-            seconds[k, i] = time_contestant("gfm_jax", size | {name: values[i]})["seconds"]
+            seconds[k, i] = time_contestant(config, "gfm_jax", size | {name: values[i]})["seconds"]
         each = seconds.min(0) / np.array(values)
         for value, cost in zip(values, each, strict=True):
             folder.add(f"linear/{name}", str(value), seconds=cost * value, relative_cost=cost / each.mean())
@@ -69,12 +69,16 @@ def _scale(folder, config, size):
 
 def _stream(folder, config, size):
     for num_runs in tqdm(config.streaming_runs, desc="stream to disk"):
-        folder.add("streaming", f"{num_runs} runs", **time_contestant("streaming", size | {"num_runs": num_runs}))
+        folder.add(
+            "streaming", f"{num_runs} runs", **time_contestant(config, "streaming", size | {"num_runs": num_runs})
+        )
 
 
 def _forecast(folder, config):
-    for head in ("tensor", "coordinate"):
-        found = time_contestant("forecast", {"width": config.width, "num_saves": config.num_saves, "head": head})
+    for head in config.heads:
+        found = time_contestant(
+            config, "forecast", {"width": config.width, "num_saves": config.num_saves, "head": head}
+        )
         folder.add("forecast", head, **found, steps_per_forecast=found["seconds"] / found["step_seconds"])
 
 

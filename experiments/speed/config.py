@@ -10,6 +10,8 @@ class Config:
     """Time the recorder and the forecast against their floors and their peers, on one core."""
 
     preset: str = "laptop"
+    apart: bool = True
+    """Whether every contestant is timed in a process of its own, on one core."""
     num_runs: int = 256
     num_steps: int = 200
     save_every: int = 10
@@ -24,6 +26,8 @@ class Config:
     width: int = 960
     """Of the hidden layer of the network 784-width-256-10 that is forecast: about a million weights."""
     num_saves: int = 32
+    heads: tuple[str, ...] = ("tensor", "coordinate")
+    """Of the field that forecasts."""
     flow_rounds: int = 5
     """The same of what is timed on flows; medians are told."""
     flow_width: int = 512
@@ -44,6 +48,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         preset="smoke",
+        apart=False,
         num_runs=16,
         num_steps=20,
         chunk=8,
@@ -54,6 +59,7 @@ PRESETS = {
         streaming_runs=(16,),
         width=16,
         num_saves=8,
+        heads=("tensor",),
         flow_rounds=1,
         flow_width=16,
         flow_batch=64,
@@ -64,7 +70,7 @@ PRESETS = {
         image_side=8,
         image_channels=(8,),
         image_batch=8,
-        companions=(1, 16),
+        companions=(1,),
     ),
     "laptop": Config(),
     "paper": Config(

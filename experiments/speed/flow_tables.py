@@ -20,18 +20,18 @@ def time_flows(folder, config) -> None:
     num, dim, num_queries = config.closed_form
     images = {"side": config.image_side, "channels": config.image_channels, "batch": config.image_batch}
 
-    _in_one_process(folder, "flow_steps", large | rounds)
+    _in_one_process(folder, config, "flow_steps", large | rounds)
     for label, size in (("small", small | batches), ("large", large)):
         _beside(folder, config, "flow_matching", "torchcfm", label, size)
-    _in_one_process(folder, "sampling", samples | rounds)
+    _in_one_process(folder, config, "sampling", samples | rounds)
     _beside(folder, config, "euler_steps", "torchdiffeq", "100 steps", samples)
-    _in_one_process(folder, "closed_form", {"num": num, "dim": dim, "num_queries": num_queries} | rounds)
-    _in_one_process(folder, "companions", images | {"counts": config.companions} | rounds)
+    _in_one_process(folder, config, "closed_form", {"num": num, "dim": dim, "num_queries": num_queries} | rounds)
+    _in_one_process(folder, config, "companions", images | {"counts": config.companions} | rounds)
 
 
-def _in_one_process(folder, contestant, size):
+def _in_one_process(folder, config, contestant, size):
     """Rows against the first one of them, which take turns; and what else they tell."""
-    found = time_contestant(contestant, size)
+    found = time_contestant(config, contestant, size)
     first = np.array(next(iter(found["seconds"].values())))
     for row, seconds in found["seconds"].items():
         _add(folder, contestant, row, np.array(seconds) / first, milliseconds=1e3 * np.median(seconds))
@@ -46,7 +46,7 @@ def _beside(folder, config, ours, peer, label, size):
         print(f"{peer} is not installed: its rows are left out")
         return
     rounds = tqdm(range(config.flow_rounds), desc=f"{peer}, {label}", leave=False)
-    pairs = np.array([[time_contestant(name, size)["seconds"] for name in (ours, peer)] for _ in rounds])
+    pairs = np.array([[time_contestant(config, name, size)["seconds"] for name in (ours, peer)] for _ in rounds])
     for row, seconds in zip(("ours", peer), pairs.T, strict=True):
         _add(folder, peer, f"{label}: {row}", seconds / pairs[:, 0], milliseconds=1e3 * np.median(seconds))
 
