@@ -41,7 +41,7 @@ def load_images(dataset: str, num_train: int, seed: int, classifier_steps: int) 
 
 def worth(images: Images, known: jnp.ndarray, samples: jnp.ndarray) -> dict[str, float]:
     """Frechet distances of samples to the training and the test images, as many of each as there are of the fewest, and the
-    mean distance to the nearest of those that were learned from, in units of that of a test image."""
+    mean distance to the nearest of those that were learned from, beside that of a test image; and the share of copies."""
     num = min(len(samples), len(images.train), len(images.test))
     features = images.extract(samples[:num])
     of = lambda others: float(frechet(features, images.extract(others[:num])))

@@ -75,13 +75,15 @@ class RunFolder:
         for table in dict.fromkeys(row.table for row in self.rows):
             print("\n" + self.table(table))
         self._save_arrays(arrays)
-        draw_all(self.path / "figures", figures, arrays)
+        if not jax.process_index():
+            draw_all(self.path / "figures", figures, arrays)
         self._write_config()
         tables = [self.table(name) for name in dict.fromkeys(row.table for row in self.rows)]
         figures = [f"![{path.stem}](figures/{path.name})" for path in sorted((self.path / "figures").glob("*.png"))]
         parts = [f"# {title}", f"    {command}", *tables, *figures]
         self._replace("report.md", "\n\n".join(parts) + "\n")
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if not jax.process_index():
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         print(f"\nreport: {self.path / 'report.md'} ({time.perf_counter() - self.start:.0f} s)")
 
     def _save_arrays(self, arrays: dict) -> None:

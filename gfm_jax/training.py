@@ -110,7 +110,9 @@ def fit(
     bar.close()
     last, _, averaged = state
     if told is None:  # all of it was done before
-        told = (np.full(num_steps, np.nan, np.float32), {}), np.full(num_steps, np.nan, np.float32)
+        static = (loss, sample, optimizer, average, chunk, mesh)
+        _, says = jax.eval_shape(functools.partial(_take_steps, static), key, state, data, 0, 1)
+        told = jax.tree.map(lambda _: np.full(num_steps, np.nan, np.float32), says)
     (losses, info), norms = told
     return Fitted(averaged, last, losses, norms, info)
 

@@ -11,6 +11,7 @@ from commands import run_experiment
 
 from experiments.flow_maps.board import LOWER, STD, UPPER, density, draw_pool
 from experiments.flow_maps.config import PRESETS, check
+from experiments.flow_maps.learn import jobs
 from experiments.flow_maps.on_images import steps_of
 from gfm_jax.datasets import checkerboard
 from gfm_jax.metrics import kl_floor, off_support
@@ -24,7 +25,7 @@ def test_smoke(tmp_path):
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     cells = {(row["table"], row["row"], row["metric"]): row for row in rows}
     for bins in (48, 50):
-        for row in ("lsd", "lsd_equal", "psd_m", "flow_100_heun"):
+        for row in ("lsd", "psd_m", "flow_100_heun"):
             one = cells[f"checkerboard/{bins}", row, "kl/4"]
             assert one["value"] > cells[f"checkerboard/{bins}", "exact_samples", "kl/4"]["value"]
             assert one["num_seeds"] == 2
@@ -54,11 +55,28 @@ def test_a_typo_is_named():
         ("num_jumps", (0,)),
         ("widths", ()),
         ("diagonal_share", 1.0),
+        ("image_methods", ("shortcut",)),
+        ("image_methods", ("lsd", "lsd")),
+        ("peak_rate", 0.0),
     ],
 )
 def test_configs_that_cannot_be_run(field, value):
     with pytest.raises(ValueError, match=f"{field}: expected"):
         check(dataclasses.replace(PRESETS["laptop"], **{field: value}))
+
+
+def test_long_fits_come_first_and_equal_ones_once():
+    config = dataclasses.replace(PRESETS["laptop"], methods=("psd_m", "lsd"), num_fits=2, lsd_steps=9, num_steps=3)
+    long, short = jobs(config)[:2], jobs(config)[2:]
+    assert long == [("lsd", "lsd", 9, 0), ("lsd", "lsd", 9, 1)]
+    assert short == [
+        ("psd_m", "psd_m", 3, 0),
+        ("lsd_equal", "lsd", 3, 0),
+        ("psd_m", "psd_m", 3, 1),
+        ("lsd_equal", "lsd", 3, 1),
+    ]
+    equal = dataclasses.replace(config, lsd_steps=3)
+    assert [row for row, *_ in jobs(equal)] == ["lsd", "lsd", "psd_m", "psd_m"]
 
 
 def test_all_fits_of_images_cost_the_same():

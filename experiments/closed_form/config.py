@@ -37,7 +37,10 @@ class Config:
     num_steps: int = 6000
     batch_size: int = 128
     peak_rate: float = 1e-3
+    network: str = "mlp"
+    """"mlp" or "unet"."""
     widths: tuple[int, ...] = (256, 256, 256)
+    """Of the perceptron's layers, or the U-Net's levels."""
     num_samples: int = 576
     solver_steps: int = 100
 
@@ -52,7 +55,7 @@ PRESETS = {
     "paper": Config(
         preset="paper", dataset="cifar10", num_train=50_000, num_pairs=256, sizes=(10, 100, 1000, 3000, 10_000, 50_000),
         efm_companions=(1, 128, 256, 1024), efm_steps=(50_000, 200_000), num_steps=200_000, peak_rate=2e-4,
-        num_samples=10_000,
+        num_samples=10_000, network="unet", widths=(128, 256, 256),
     ),
 }  # fmt: skip
 
@@ -61,25 +64,42 @@ def check(config: Config) -> None:
     """Raises a ValueError that names the field, what was expected and what came, if a config cannot be run."""
     if config.dataset not in NAMES:
         raise ValueError(f"dataset: expected one of {', '.join(NAMES)}, got {config.dataset!r}")
-    for field in (
-        "num_train",
-        "collapse_points",
-        "num_pairs",
-        "estimator_paths",
-        "num_fits",
-        "num_steps",
-        "num_samples",
-    ):
+    if config.network not in ("mlp", "unet"):
+        raise ValueError(f"network: expected 'mlp' or 'unet', got {config.network!r}")
+    for field in COUNTS:
         if (value := getattr(config, field)) < 2:
             raise ValueError(f"{field}: expected at least 2, got {value}")
+    for field in LISTS:
+        values = getattr(config, field)
+        if not values or list(values) != sorted(set(values)) or values[0] < 0:
+            raise ValueError(f"{field}: expected one or more, in rising order, got {values}")
+    if config.num_pairs > config.collapse_points:
+        raise ValueError(
+            f"num_pairs: expected at most collapse_points, {config.collapse_points}, got {config.num_pairs}"
+        )
+    if not config.peak_rate > 0:
+        raise ValueError(f"peak_rate: expected a positive learning rate, got {config.peak_rate}")
     if not 0 < config.estimator_time < 1:
         raise ValueError(f"estimator_time: expected a time in (0, 1), got {config.estimator_time}")
     for size in config.sizes:
         if not 1 <= size <= config.num_train:
             raise ValueError(f"sizes: expected 1 to {config.num_train} training images, got {size}")
+    if config.sizes[-1] != config.num_train:
+        raise ValueError(f"sizes: expected all {config.num_train} training images as the last, got {config.sizes[-1]}")
+    if config.efm_companions[0] != 1:
+        raise ValueError(
+            f"efm_companions: expected 1 as the first, which others are set beside, got {config.efm_companions}"
+        )
     for num in config.efm_companions:
         if num != 1 and not config.batch_size <= num <= config.num_train:
             raise ValueError(f"efm_companions: expected 1, or {config.batch_size} to {config.num_train}, got {num}")
     for tau in config.taus:
         if abs(round(tau * config.solver_steps) - tau * config.solver_steps) > 1e-6 or not 0 <= tau <= 1:
             raise ValueError(f"taus: expected multiples of 1/{config.solver_steps} in [0, 1], got {tau}")
+
+
+COUNTS = (
+    "num_train", "classifier_steps", "collapse_points", "num_pairs", "estimator_paths", "num_fits", "num_steps", "batch_size",
+    "num_samples", "solver_steps",
+)  # fmt: skip
+LISTS = ("collapse_dims", "companions", "sizes", "taus", "efm_companions", "efm_steps")

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -13,7 +14,7 @@ from experiments.side_by_side import side_by_side
 from gfm_jax.fields import closed_form_velocity
 from gfm_jax.methods import empirical_flow_matching
 from gfm_jax.metrics import nearest_distance
-from gfm_jax.networks import TimeMLP
+from gfm_jax.networks import TimeMLP, UNet
 from gfm_jax.paths import interpolate, linear, optimal_transport
 from gfm_jax.solve import solve_hybrid
 
@@ -24,10 +25,11 @@ TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 
 
 @functools.cache  # so that what one fit compiles serves the others
-def generator_of(config, num_companions: int, num_steps: int):
+def generator_of(config, shape: tuple[int, int, int], num_companions: int, num_steps: int):
     """Flow matching with the network and the recipe that all share."""
+    unet = config.network == "unet"
     return empirical_flow_matching(
-        TimeMLP(config.widths, num_sinusoids=16),
+        UNet(shape, config.widths) if unet else TimeMLP(config.widths, num_sinusoids=16),
         num_companions,
         num_steps=num_steps,
         batch_size=config.batch_size,
@@ -36,8 +38,17 @@ def generator_of(config, num_companions: int, num_steps: int):
     )
 
 
-def _keys(config, k):
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), k))
+class Keys(NamedTuple):
+    """Of one fit: of its training, of its samples, of the paths that it is examined on, of its pairs."""
+
+    fit: jax.Array
+    samples: jax.Array
+    paths: jax.Array
+    pairs: jax.Array
+
+
+def _keys(config, k) -> Keys:
+    return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1000 + k), len(Keys._fields)))
 
 
 def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
@@ -46,12 +57,12 @@ def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
 
     def learn(job):
         size, k = job
-        _, key_samples = _keys(config, k)
-        known, generator = images.train[:size], generator_of(config, 1, config.num_steps)
-        params = _fit(config, folder, known, k)
-        samples = generator.generate(key_samples, params, config.num_samples)
+        keys = _keys(config, k)
+        known, generator = images.train[:size], generator_of(config, images.shape, 1, config.num_steps)
+        params = _fit(config, folder, images.shape, known, k)
+        samples = generator.generate(keys.samples, params, config.num_samples)
         errors = {
-            name: error_over_time(key_samples, generator, params, known, ends)
+            name: error_over_time(keys.paths, generator, params, known, ends)
             for name, ends in (("train", known), ("test", images.test))
         }
         return {"params": params, "errors": errors, **worth(images, known, samples)}
@@ -63,21 +74,21 @@ def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
     return found
 
 
-def _fit(config, folder, known, k, num_companions=1, num_steps=None):
+def _fit(config, folder, shape, known, k, num_companions=1, num_steps=None):
     """A fit; one that is asked for twice, with all images and M = 1, is found in its folder the second time."""
     num_steps = num_steps or config.num_steps
     name = f"{len(known)} images, M = {num_companions}, {num_steps} steps, fit {k}"
-    place, key = folder / f"{len(known)}-{num_companions}-{num_steps}-{k}", _keys(config, k)[0]
+    options = {"folder": folder / f"{len(known)}-{num_companions}-{num_steps}-{k}", "progress": name}
+    key, x_0 = _keys(config, k).fit, None
     if num_companions == OT:
-        known, x_0 = _pairs(key, known, config.batch_size)
-        return generator_of(config, 1, num_steps).fit(key, known, x_0=x_0, folder=place, progress=name)
-    return generator_of(config, num_companions, num_steps).fit(key, known, folder=place, progress=name)
+        num_companions, (known, x_0) = 1, _pairs(_keys(config, k).pairs, known, config.batch_size)
+    return generator_of(config, shape, num_companions, num_steps).fit(key, known, x_0=x_0, **options)
 
 
 def _pairs(key, known, block: int, most: int = 50_000):
-    """Images, as often as `most` allows, each with a source of its own that optimal transport in blocks pairs it with."""
+    """Images, each several times, with sources that optimal transport in blocks pairs them with: drawn once for a fit."""
     key_order, key_source = jax.random.split(key)
-    copies = jnp.tile(known, (max(most // len(known), 1), 1))
+    copies = jnp.tile(known, (max(most // len(known), 4), 1))
     x_1 = copies[jax.random.permutation(key_order, len(copies))]
     x_0 = jax.random.normal(key_source, x_1.shape)
     return x_1[optimal_transport(np.asarray(x_0), np.asarray(x_1), block=block)], x_0
@@ -104,12 +115,12 @@ def _errors(velocity, params, known, x_0, x_1, times):
 
 def hybrids(config, images: Images, fits: list[dict]) -> dict[float, list[dict]]:
     """Samples that follow u* until tau and the learned velocity from there, from the same sources."""
-    generator, exact = generator_of(config, 1, config.num_steps), closed_form_velocity(images.train)
+    generator, exact = generator_of(config, images.shape, 1, config.num_steps), closed_form_velocity(images.train)
     found = {}
     for tau in config.taus:
         found[tau] = []
         for k, fit in enumerate(fits):
-            x_0 = jax.random.normal(_keys(config, k)[1], (config.num_samples, images.train.shape[1]))
+            x_0 = jax.random.normal(_keys(config, k).samples, (config.num_samples, images.train.shape[1]))
             params = fit["params"]._replace(history={})
             samples = _hybrid(generator.velocity, exact, config.solver_steps, tau, params, x_0)
             score = worth(images, images.train, samples)
@@ -132,12 +143,15 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int],
 
     def learn(job):
         num, steps, k = job
-        _, key_samples = _keys(config, k)
-        generator = generator_of(config, 1 if num == OT else num, steps)
-        params = _fit(config, folder, images.train, k, num, steps)
-        samples = generator.generate(key_samples, params, config.num_samples)
-        error = error_over_time(key_samples, generator, params, images.train, images.train)
-        return worth(images, images.train, samples) | {"error": error}
+        keys = _keys(config, k)
+        generator = generator_of(config, images.shape, 1 if num == OT else num, steps)
+        params = _fit(config, folder, images.shape, images.train, k, num, steps)
+        samples = generator.generate(keys.samples, params, config.num_samples)
+        found = worth(images, images.train, samples)
+        if num == OT:  # u* is the field of independent pairs, and no other
+            return found
+        error = error_over_time(keys.paths, generator, params, images.train, images.train).mean()
+        return found | {"error": error}
 
     ways = (*config.efm_companions, OT)
     work = [(num, steps, k) for num in ways for steps in config.efm_steps for k in range(config.num_fits)]
@@ -150,12 +164,12 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int],
 def seconds_per_step(config, images: Images, rounds: int = 5) -> dict[int, list[float]]:
     """Seconds of a training step by the number of companions, in turn, once all are compiled."""
     steps = min(100, config.efm_steps[0])
-    generators = {num: generator_of(config, num, steps) for num in config.efm_companions}
+    generators = {num: generator_of(config, images.shape, num, steps) for num in config.efm_companions}
+    starts = {num: generator.fit(jax.random.key(0), images.train) for num, generator in generators.items()}
     found = {num: [] for num in generators}
-    for i in range(rounds + 1):
+    for _ in range(rounds):
         for num, generator in generators.items():
             begin = time.perf_counter()
-            generator.fit(jax.random.key(0), images.train)
-            if i:
-                found[num].append((time.perf_counter() - begin) / steps)
+            generator.fit(jax.random.key(0), images.train, start=starts[num])
+            found[num].append((time.perf_counter() - begin) / steps)
     return found

@@ -96,8 +96,7 @@ def _companions(folder, config, images, checkpoints):
     for num in ways:
         for steps in config.efm_steps:
             fits = found[num, steps]
-            scores = {name: [fit[name] for fit in fits] for name in WORTH}
-            scores["error"] = [fit["error"].mean() for fit in fits]
+            scores = {name: [fit[name] for fit in fits] for name in (*WORTH, "error") if name in fits[0]}
             folder.add(f"efm/{num}", f"{steps * config.batch_size / len(images.train):.0f} epochs", **scores)
             arrays |= {f"efm/{num}/{steps}/{name}": np.array(values) for name, values in scores.items()}
     for num, of_step in seconds.items():

@@ -79,7 +79,7 @@ def residuals(arrays):
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     for axis, name in zip(axes, names, strict=True):
         for row in map(str, arrays["rows"]):
-            values = arrays[f"history/{row}/{name}"]
+            values = arrays[f"history/{row}/{name}"]  # NaN where a fit was resumed
             width = max(len(values) // 100, 1)
             means = values[: len(values) // width * width].reshape(-1, width).mean(1)
             axis.plot((np.arange(len(means)) + 0.5) * width, means, lw=0.9, color=COLORS.get(row, "k"), label=row)

@@ -17,7 +17,7 @@ from gfm_jax.metrics import kl_on_grid, off_support
 from gfm_jax.networks import TimeMLP
 from gfm_jax.solve import solve_flow, solve_flow_map
 
-__all__ = ["Fit", "generator_of", "learn_all", "radam", "score"]
+__all__ = ["Fit", "generator_of", "jobs", "learn_all", "radam", "score"]
 
 STEEP = ("esd", "mean_flow")
 
@@ -57,12 +57,19 @@ def radam(rate: float, clip: float = 10.0) -> optax.GradientTransformation:
 
 
 def learn_all(config, pool, folder) -> list[Fit]:
-    """All fits, two at a time, each on a device of its own, the long ones first; then methods in turn, so that no two compile
-    one program at one time. Fits that were interrupted go on."""
+    """All fits, two at a time, each on a device of its own; those that were interrupted go on."""
+    return list(on_own_devices(lambda job: _fit(config, pool, folder, *job), jobs(config)))
+
+
+def jobs(config) -> list[tuple[str, str, int, int]]:
+    """(row, method, steps, number of the fit): the long ones first; then methods in turn, so that no two compile one program
+    at one time. Where the budgets are equal `lsd` is not fitted twice."""
     long = [("lsd", "lsd", config.lsd_steps, k) for k in range(config.num_fits) if "lsd" in config.methods]
     rows = {name if name != "lsd" else "lsd_equal": name for name in config.methods}
+    if config.lsd_steps == config.num_steps:
+        rows.pop("lsd_equal", None)
     short = [(row, name, config.num_steps, k) for k in range(config.num_fits) for row, name in rows.items()]
-    return list(on_own_devices(lambda job: _fit(config, pool, folder, *job), long + short))
+    return long + short
 
 
 def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
@@ -77,10 +84,11 @@ def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
         return Fit(row, generator, None, time.perf_counter() - begin, {"diverged": 1.0}, {})
     seconds = time.perf_counter() - begin
     scores, samples = score(config, generator, params, key_samples, ode=row == "lsd")
-    late = params.history["gradient_norm"][num_steps // 2 :]
-    if np.isfinite(late).any():  # not of a fit that was done before
-        scores |= {"gradient_norm": float(np.nanmean(late)), "largest_gradient_norm": float(np.nanmax(late))}
-    scores |= {"diverged": 0.0, "seconds": seconds}
+    scores |= {"diverged": 0.0}
+    norms = params.history["gradient_norm"]
+    if np.isfinite(norms).all():  # not of a fit that was resumed, which does not know of all its steps
+        late = norms[num_steps // 2 :]
+        scores |= {"gradient_norm": late.mean(), "largest_gradient_norm": late.max(), "seconds": seconds}
     return Fit(row, generator, params, seconds, scores, samples)
 
 

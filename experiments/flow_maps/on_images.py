@@ -2,12 +2,13 @@
 
 import functools
 import time
+from typing import NamedTuple
 
 import diffrax
 import jax
 import numpy as np
 
-from experiments.flow_maps.learn import radam
+from experiments.flow_maps.learn import STEEP, radam
 from experiments.images import Images, trivial, worth
 from experiments.side_by_side import on_own_devices
 from gfm_jax.base import Generator
@@ -17,8 +18,8 @@ from gfm_jax.networks import TimeMLP, UNet
 __all__ = ["PASSES", "flow_maps_of_images", "steps_of"]
 
 # What a sample off the diagonal costs, in forward passes: a derivative along a direction makes two of one, a gradient three
-# of one, and a stopped teacher stays as it is. On the diagonal all take 3.
-PASSES = {"lsd": 7, "esd": 8, "psd_m": 5, "psd_u": 5, "mean_flow": 5, "flow_matching": 3}
+# of one, and a stopped teacher, or a stopped derivative, stays as it is. On the diagonal all take 3.
+PASSES = {"lsd": 7, "esd": 8, "psd_m": 5, "psd_u": 5, "mean_flow": 4, "flow_matching": 3}
 ODE = 100  # steps of Heun's method
 
 
@@ -32,17 +33,18 @@ def steps_of(config, method: str) -> int:
 def _generator_of(config, method: str, shape) -> Generator:
     unet = config.image_network == "unet"
     network = UNet(shape, config.image_widths) if unet else TimeMLP(config.image_widths)
+    rate = min(config.image_rate, config.steep_rate) if method in STEEP else config.image_rate
     recipe = {
         "std_0": 1.0,
         "num_steps": steps_of(config, method),
         "batch_size": config.image_batch,
-        "peak_rate": config.image_rate,
+        "peak_rate": rate,
     }
+    if config.optimizer == "radam":
+        recipe["optimizer"] = radam(rate, clip=1.0)
     if method == "flow_matching":
         return empirical_flow_matching(network, **recipe)
     recipe |= {"diagonal_share": config.image_share, "learned_weight": config.image_weight}
-    if config.optimizer == "radam":
-        recipe["optimizer"] = radam(config.image_rate, clip=1.0)
     return self_distilled_flow_map(network, method, **recipe)
 
 
@@ -52,41 +54,65 @@ def flow_maps_of_images(folder, config, images: Images) -> dict[str, np.ndarray]
     def learn(job):
         method, k = job
         generator = _generator_of(config, method, images.shape)
-        key_fit, key_samples = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), k))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1000 + k)
+        key_fit, key_samples = jax.random.split(key)
         place, name = folder.path / "checkpoints" / f"images-{method}-{k}", f"{method} of images, fit {k}"
         begin = time.perf_counter()
-        params = generator.fit(key_fit, images.train, folder=place, progress=name)
-        seconds = time.perf_counter() - begin
-        return seconds, {
-            row: {num: np.asarray(draw(num)) for num in numbers}
+        try:
+            params = generator.fit(key_fit, images.train, folder=place, progress=name)
+        except FloatingPointError:  # a fit that diverged is a result
+            return {}
+        metrics = {"seconds": time.perf_counter() - begin} if np.isfinite(params.history["loss"]).all() else {}
+        return {
+            row: Sampled(method, metrics, {num: draw(num) for num in numbers})
             for row, numbers, draw in _ways(config, method, generator, params, key_samples)
         }
 
     work = [(method, k) for method in ("flow_matching", *config.image_methods) for k in range(config.num_fits)]
     found, table = {}, f"images/{config.dataset}"
-    for (method, _), (seconds, samples) in zip(work, on_own_devices(learn, work), strict=True):
-        for row, of_row in samples.items():
-            scores = {num: worth(images, images.train, drawn) for num, drawn in of_row.items()}
-            found.setdefault(row, []).append((method, seconds, of_row, scores))
+    for one in on_own_devices(learn, work):
+        for row, sampled in one.items():
+            found.setdefault(row, []).append(sampled)
     arrays = {"images/shape": np.array(images.shape), "images/rows": np.array([*found])}
     for row, fits in found.items():
-        method, _, samples, scores = fits[0]
-        metrics = {"steps": steps_of(config, method), "seconds": [fit[1] for fit in fits]}
-        for name in ("frechet_test", "frechet_train", "nearest"):
-            of_fits = {num: np.array([fit[3][num][name] for fit in fits]) for num in scores}
-            metrics |= {f"{name}/{num}": values for num, values in of_fits.items()}
-            arrays |= {f"images/{row}/{name}/{num}": values for num, values in of_fits.items()}
-        folder.add(table, row, **metrics)
-        arrays |= {f"images/{row}/samples/{num}": drawn[:8] for num, drawn in samples.items()}
+        seconds = [fit.metrics["seconds"] for fit in fits if fit.metrics]
+        metrics = {"steps": steps_of(config, fits[0].method), "fits": len(fits)} | (
+            {"seconds": seconds} if seconds else {}
+        )
+        for num in fits[0].samples:
+            scores = [worth(images, images.train, fit.samples[num]) for fit in fits]
+            values = {f"{name}/{num}": np.array([score[name] for score in scores]) for name in METRICS}
+            metrics |= values
+            arrays |= {f"images/{row}/{name}": of_fits for name, of_fits in values.items()}
+            arrays[f"images/{row}/samples/{num}"] = fits[0].samples[num][:8]
+        folder.add(table, row, **{name: metrics[name] for name in sorted(metrics, key=lambda name: name.split("/")[0])})
     for row, samples in trivial(images, config.image_samples, config.seed).items():
         scores = worth(images, images.train, samples)
-        folder.add(table, row, **{f"{name}/1": scores[name] for name in ("frechet_test", "frechet_train", "nearest")})
+        folder.add(
+            table, row, **{f"{name}/1": scores[name] for name in METRICS}, nearest_of_test=scores["nearest_of_test"]
+        )
     return arrays
+
+
+METRICS = ("frechet_test", "frechet_train", "nearest", "copies")
+
+
+class Sampled(NamedTuple):
+    """Samples of one fit by one way, by the number of jumps or steps, and what the fit took, where it was not resumed."""
+
+    method: str
+    metrics: dict[str, float]
+    samples: dict[int, np.ndarray]
 
 
 def _ways(config, method, generator, params, key):
     """(row, numbers of jumps or steps, how to draw samples by them) of one fit."""
-    draw = functools.partial(generator.generate, key, params, config.image_samples)
+    x_0 = jax.random.normal(key, (config.image_samples, len(params.std_0)))
+
+    def draw(**options):  # a thousand at a time: a U-Net's activations are large
+        parts = [x_0[i : i + 1000] for i in range(0, len(x_0), 1000)]
+        return np.concatenate([generator.generate(key, params, len(part), x_0=part, **options) for part in parts])
+
     if method != "flow_matching":
         return [(method, config.image_jumps, lambda num: draw(num_jumps=num))]
     return [

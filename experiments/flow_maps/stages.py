@@ -27,9 +27,9 @@ def learn_flow_maps(config, out: pathlib.Path, command: str) -> None:
     begin = time.perf_counter()
     pool = draw_pool(config)
     folder.add("pool", config.coupling, seconds=time.perf_counter() - begin, points=config.num_points)
+    key_floor = jax.random.fold_in(jax.random.key(config.seed), 2000)
     floors = {
-        bins: np.asarray(kl_floor(jax.random.key(config.seed), density(bins), checkerboard, config.num_samples))
-        for bins in config.bins
+        bins: np.asarray(kl_floor(key_floor, density(bins), checkerboard, config.num_samples)) for bins in config.bins
     }
     checkpoints = folder.path / "checkpoints"
     fits = learn_all(config, pool, checkpoints)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
@@ -37,6 +38,7 @@ class VelocityRecipe(NamedTuple):
       interpolant: the path.
       std_0: standard deviation of the source N(0, std_0^2 I).
       num_steps, batch_size, peak_rate, clip, average: of the fit, by Adam on a cosine; the average is over parameters.
+      optimizer: another one, which makes `peak_rate` and `clip` its own affair.
       solver_steps: steps of Heun's method that generate.
     """
 
@@ -50,6 +52,7 @@ class VelocityRecipe(NamedTuple):
     peak_rate: float = 1e-3
     clip: float = 10.0
     average: float = 0.999
+    optimizer: optax.GradientTransformation | None = None
     solver_steps: int = 50
 
 
@@ -135,7 +138,7 @@ def _objective(network, recipe):
         v = jax.vmap(lambda t, x, cond: network.apply(params, t[None], x, cond))(path.t, path.x_t, cond)
         return flow_matching_loss(v, path), {}
 
-    return loss, sample, adam_on_cosine(recipe.peak_rate, recipe.num_steps, recipe.clip)
+    return loss, sample, recipe.optimizer or adam_on_cosine(recipe.peak_rate, recipe.num_steps, recipe.clip)
 
 
 def _generate(
@@ -152,7 +155,7 @@ def _generate(
 ) -> Float[Array, "num dim"]:
     x_0 = draw_sources(key, params, num) if x_0 is None else x_0
     kept = params._replace(history={})
-    return _solve_all(velocity, num_steps or recipe.solver_steps, solver, kept, x_0, cond)
+    return _solve_all(velocity, recipe.solver_steps if num_steps is None else num_steps, solver, kept, x_0, cond)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -38,11 +38,11 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
        \text{flow map}: \; \min_\theta E\,\mathrm{huber}(\sqrt\omega\,(X_{s,t}(x_s) - x_t))
 
     .. math:: \text{self-distilled}: \; \min_\theta E\,\mathrm{huber}(\sqrt\omega\,(v_{t,t}(x_t) - \dot x_t)) +
-       E\,\mathrm{huber}(\sqrt\omega\,(\partial_t X_{s,t}(x_s) - \mathrm{sg}(v_{t,t}(X_{s,t}(x_s)))))
+       E\,\mathrm{huber}(\sqrt\omega\,\log(t/s)\,(\partial_t X_{s,t}(x_s) - \mathrm{sg}(v_{t,t}(X_{s,t}(x_s)))))
 
     with x the displacement since the last observed save, on the piecewise-linear interpolant of the recorded run (for a
-    velocity in a Gaussian tube round it), and the sum of learning rates as the clock. Each also learns how far off its
-    forecasts will be, which intervals are made of.
+    velocity in a Gaussian tube round it), and the logarithm of the sum of learning rates as the clock of velocities. Each
+    also learns how far off its forecasts will be, which intervals are made of.
 
     Args:
       objective: "velocity", "flow_map", "self_distilled" or "function_space".

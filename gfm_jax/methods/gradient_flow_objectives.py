@@ -16,7 +16,7 @@ from gfm_jax.methods.gradient_flow_recipe import Recipe, clock, displacement, ru
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.trajectories import Windows, draw_pairs, draw_windows
 
-__all__ = ["Objective", "draw_moves", "function_space", "weight_space"]
+__all__ = ["Objective", "draw_moves", "function_space", "lagrangian_residual", "weight_space"]
 
 ERROR_SHARE = 0.02  # of the likelihood of errors, which teaches a field how far it will be off
 
@@ -61,7 +61,7 @@ def weight_space(recipe: Recipe) -> Objective:
         (step, path, weight), (off, slope, weight_off), (jumps, x_t, _) = batch
         # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
         velocity = move(recipe.head, recipe.widths, field, step)[0] * step.now.time / step.t.time
-        residual = jax.vmap(functools.partial(_lagrangian_residual, recipe, field))(off, slope)
+        residual = jax.vmap(functools.partial(lagrangian_residual, recipe, field))(off, slope)
         # The error of the displacement, were the residual the same all the way from s to t.
         distilled = relative_huber(jnp.log(off.t.time / off.s.time) * residual, 0.0, weight_off)
         forecast, log_error = displacement(recipe, field, jumps)
@@ -139,14 +139,14 @@ def _draw_path_and_jumps(recipe, key, windows):
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
-    clock_speed = (pairs.t.time - pairs.s.time) / between.time
+    clock_speed = jnp.maximum((pairs.t.time - pairs.s.time) / between.time, 1e-12)  # 0 at a rate of 0: nothing moves
     near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
     step = Move(pairs.context, pairs.now, between, between, near)
     jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
     return (step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight), jumps
 
 
-def _lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array, ""]:
+def lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array, ""]:
     """d/dt X_{s,t} - v_{t,t}(X_{s,t}), for one coordinate, in the clock log(time)."""
     mean_velocity = lambda step: move(recipe.head, recipe.widths, field, step)[0]
 
@@ -170,7 +170,8 @@ def _draw_path_moves_and_jumps(recipe, key, windows):
     pairs = _draw_pairs(key_moves, windows, recipe.batch_size // 3, recipe.share_now, recipe.share_final)
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.before, pairs.t)
-    slope = jax.tree.map(lambda a, b: (b - a) / (pairs.t.time - pairs.before.time), pairs.before, pairs.t)
+    elapsed = jnp.maximum(pairs.t.time - pairs.before.time, 1e-12)  # 0 at a learning rate of 0, where nothing moves
+    slope = jax.tree.map(lambda a, b: (b - a) / elapsed, pairs.before, pairs.t)
     off = Move(pairs.context, pairs.now, pairs.s, between, pairs.x_s)
     path, jumps = _draw_path_and_jumps(recipe, key_path, windows)
     return path, (off, slope, pairs.weight), jumps
