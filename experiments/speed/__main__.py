@@ -1,4 +1,4 @@
-"""How fast runs are recorded and forecast, beside what the machine could do and what others do, on one core.
+"""How fast runs are recorded and forecast and flows learned, beside what the machine could do and what others do, on one core.
 
 python -m experiments.speed [--preset smoke|laptop|paper] [--out DIR] [any field of the config]
 
@@ -35,7 +35,7 @@ def time_everything(config, out: pathlib.Path, command: str) -> None:
     _stream(folder, config, size)
     _forecast(folder, config)
     time_flows(folder, config)
-    folder.finish("How fast runs are recorded and forecast", command, arrays, FIGURES)
+    folder.finish("How fast runs are recorded and forecast, and flows learned", command, arrays, FIGURES)
 
 
 def _record(folder, config, size):

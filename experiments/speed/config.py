@@ -7,7 +7,7 @@ __all__ = ["PRESETS", "Config"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Time the recorder and the forecast against their floors and their peers, on one core."""
+    """Time the recorder, the forecast and flows against their floors and their peers, on one core."""
 
     preset: str = "laptop"
     apart: bool = True
@@ -40,8 +40,8 @@ class Config:
     closed_form: tuple[int, int, int] = (50_000, 3072, 256)
     """Data points, dimension and queries."""
     image_side: int = 32
-    image_channels: tuple[int, ...] = (32, 64)
-    image_batch: int = 64
+    image_channels: tuple[int, ...] = (16, 32)
+    image_batch: int = 16
     companions: tuple[int, ...] = (1, 256, 1024)
 
 
