@@ -16,8 +16,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.drawing import draw_all
-
 __all__ = ["Row", "RunFolder"]
 
 
@@ -76,6 +74,8 @@ class RunFolder:
             print("\n" + self.table(table))
         self._save_arrays(arrays)
         if not jax.process_index():
+            from experiments.drawing import draw_all  # Matplotlib: only where something is drawn
+
             draw_all(self.path / "figures", figures, arrays)
         self._write_config()
         tables = [self.table(name) for name in dict.fromkeys(row.table for row in self.rows)]
