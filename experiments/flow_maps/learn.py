@@ -23,12 +23,11 @@ STEEP = ("esd", "mean_flow")
 
 
 class Fit(NamedTuple):
-    """One fit: its row, its parameters (None where it diverged), the seconds that it took, and the scores of its samples."""
+    """One fit: its row, its parameters (None where it diverged), its samples, and what they and the fit are worth."""
 
     row: str
     generator: Generator
     params: object
-    seconds: float
     scores: dict[str, float]
     samples: dict[str, np.ndarray]
 
@@ -81,7 +80,7 @@ def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
     try:
         params = generator.fit(key_fit, x_1, x_0=x_0, folder=place, progress=f"{row} {k}")
     except FloatingPointError:  # a fit that diverged is a result
-        return Fit(row, generator, None, time.perf_counter() - begin, {"diverged": 1.0}, {})
+        return Fit(row, generator, None, {"diverged": 1.0}, {})
     seconds = time.perf_counter() - begin
     scores, samples = score(config, generator, params, key_samples, ode=row == "lsd")
     scores |= {"diverged": 0.0}
@@ -89,7 +88,7 @@ def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
     if np.isfinite(norms).all():  # not of a fit that was resumed, which does not know of all its steps
         late = norms[num_steps // 2 :]
         scores |= {"gradient_norm": late.mean(), "largest_gradient_norm": late.max(), "seconds": seconds}
-    return Fit(row, generator, params, seconds, scores, samples)
+    return Fit(row, generator, params, scores, samples)
 
 
 def score(config, generator: Generator, params, key, ode: bool) -> tuple[dict, dict]:

@@ -72,11 +72,10 @@ def _products(width, depth, batch, num_steps):
     x, g = jax.random.normal(keys[-2], (batch, sizes[0])), jax.random.normal(keys[-1], (batch, sizes[-1]))
 
     def step(_, weights):
-        inputs, out, back, moved = [x], g, g, []
+        inputs, moved = [x], []
         for w in weights[:-1]:
             inputs.append(inputs[-1] @ w)
-        out = inputs[-1] @ weights[-1]
-        back = g + 1e-6 * out  # so that the last product is made
+        back = g + 1e-6 * (inputs[-1] @ weights[-1])  # so that the last product is made
         for h, w in zip(reversed(inputs), reversed(weights), strict=True):
             moved.append(w + 1e-9 * (h.T @ back))  # and the next step needs every one of these
             back = back @ w.T if h is not x else back
