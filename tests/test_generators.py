@@ -11,6 +11,7 @@ import pytest
 from gfm_jax import training
 from gfm_jax.fields import gaussian
 from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax.methods.flow_data import IN_CACHE
 from gfm_jax.methods.self_distilled_flow_map import OBJECTIVES
 from gfm_jax.networks import TimeMLP, UNet, init_network
 from gfm_jax.paths import trigonometric
@@ -238,3 +239,19 @@ def test_bad_input():
         empirical_flow_matching(NET, 0, companions="per_sample").fit(jax.random.key(0), DATA)
     with pytest.raises(ValueError, match="num_companions: expected 1 with conditions"):
         empirical_flow_matching(NET, 300).fit(jax.random.key(0), DATA, x_0=DATA)
+
+
+def test_many_points_are_drawn_in_batches():
+    """Of one size, filled up with the first: nobody is lost, and no point depends on the others."""
+    cond = jnp.eye(2)[jnp.arange(len(DATA)) % 2]
+    for method, choices in ((self_distilled_flow_map, {"num_jumps": 3}), (empirical_flow_matching, {"num_steps": 5})):
+        generator = method(NET, num_steps=20)
+        params = generator.fit(jax.random.key(0), DATA, cond)
+        num = 2 * IN_CACHE + 1
+        x_0 = jax.random.normal(jax.random.key(1), (num, 2))
+        asked = jnp.eye(2)[jnp.arange(num) % 2]
+        draw = lambda part: generator.generate(None, params, num, asked[part], x_0=x_0[part], **choices)  # noqa: B023
+        together = draw(slice(None))
+        assert together.shape == (num, 2)
+        for part in (slice(0, 700), slice(700, 1500), slice(1500, num)):
+            np.testing.assert_allclose(draw(part), together[part], rtol=1e-5, atol=1e-6)

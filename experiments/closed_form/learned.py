@@ -13,6 +13,7 @@ from experiments.images import Images, worth
 from experiments.side_by_side import side_by_side
 from gfm_jax.fields import closed_form_velocity
 from gfm_jax.methods import empirical_flow_matching
+from gfm_jax.methods.flow_data import map_points
 from gfm_jax.metrics import nearest_distance
 from gfm_jax.networks import TimeMLP, UNet
 from gfm_jax.paths import interpolate, linear, optimal_transport
@@ -135,7 +136,7 @@ def hybrids(config, images: Images, fits: list[dict]) -> dict[float, list[dict]]
 def _hybrid(velocity, exact, num_steps, tau, params, x_0):
     learned = lambda t, x: velocity(params, t, x)
     solve = lambda x: solve_hybrid(exact, learned, x, tau, num_steps=num_steps, solver=diffrax.Euler())[0]
-    return jax.vmap(solve)(x_0)
+    return map_points(solve, x_0)
 
 
 def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int], list[dict]]:

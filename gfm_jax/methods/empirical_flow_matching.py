@@ -19,6 +19,7 @@ from gfm_jax.methods.flow_data import (
     draw_ends,
     draw_sources,
     flow_data,
+    map_points,
 )
 from gfm_jax.networks import init_network
 from gfm_jax.paths import draw_companions, interpolate, linear
@@ -160,5 +161,8 @@ def _generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _solve_all(velocity, num_steps, solver, params, x_0, cond):
-    one = lambda x, c: solve_flow(lambda t, x: velocity(params, t, x, c), x, num_steps=num_steps, solver=solver)[0]
-    return jax.vmap(one)(x_0, cond)
+    def one(ends):
+        x, c = ends
+        return solve_flow(lambda t, x: velocity(params, t, x, c), x, num_steps=num_steps, solver=solver)[0]
+
+    return map_points(one, (x_0, cond))

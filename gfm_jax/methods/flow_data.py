@@ -1,5 +1,6 @@
-"""What flows are fitted to: data, sources, and the batches that both are drawn in."""
+"""What flows are fitted to and drawn from: data, sources, and the batches that both come in."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,11 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.checks import check_finite
+from gfm_jax.pytrees import map_rows
 
-__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data"]
+__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data", "map_points"]
+
+IN_CACHE = 1024  # points side by side, on a CPU
 
 
 class FlowData(NamedTuple):
@@ -68,6 +72,14 @@ def draw_ends(
 def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num dim"]:
     """Points of the source that a flow was fitted from."""
     return params.std_0 * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
+
+
+def map_points(function: Callable, points: PyTree) -> PyTree:
+    """`jax.vmap`; on a CPU in even batches, whose hidden layers its cache holds: up to half the time of all at once."""
+    num = len(jax.tree.leaves(points)[0])
+    if num <= IN_CACHE or jax.default_backend() != "cpu":
+        return jax.vmap(function)(points)
+    return map_rows(function, points, -(-num // -(-num // IN_CACHE)))
 
 
 def adam_on_cosine(peak_rate: float, num_steps: int, clip: float) -> optax.GradientTransformation:

@@ -20,6 +20,7 @@ from gfm_jax.methods.flow_data import (
     draw_ends,
     draw_sources,
     flow_data,
+    map_points,
 )
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.paths import dyadic, interpolate, linear, triangle
@@ -246,5 +247,8 @@ def _generate(flow_map, key, params: FlowParams, num: int, cond=None, *, num_jum
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _jump_all(flow_map, num_jumps, params, x_0, cond):
-    one = lambda x, c: solve_flow_map(lambda s, t, x: flow_map(params, s, t, x, c), x, num_jumps=num_jumps)
-    return jax.vmap(one)(x_0, cond)
+    def one(ends):
+        x, c = ends
+        return solve_flow_map(lambda s, t, x: flow_map(params, s, t, x, c), x, num_jumps=num_jumps)
+
+    return map_points(one, (x_0, cond))
