@@ -30,6 +30,7 @@ class Config:
     """Of the field that forecasts."""
     flow_rounds: int = 5
     """The same of what is timed on flows; medians are told."""
+    losses: tuple[str, ...] = ("lsd", "esd", "esd_joint", "mean_flow", "psd_m")
     flow_width: int = 512
     flow_batch: int = 4096
     """Of a perceptron of four layers whose training steps are timed, by every loss."""
@@ -61,6 +62,7 @@ PRESETS = {
         num_saves=8,
         heads=("tensor",),
         flow_rounds=1,
+        losses=("lsd",),
         flow_width=16,
         flow_batch=64,
         flow_steps=2,

@@ -20,7 +20,7 @@ def time_flows(folder, config) -> None:
     num, dim, num_queries = config.closed_form
     images = {"side": config.image_side, "channels": config.image_channels, "batch": config.image_batch}
 
-    _in_one_process(folder, config, "flow_steps", large | rounds)
+    _in_one_process(folder, config, "flow_steps", large | rounds | {"losses": config.losses})
     for label, size in (("small", small | batches), ("large", large)):
         _beside(folder, config, "flow_matching", "torchcfm", label, size)
     _in_one_process(folder, config, "sampling", samples | rounds)

@@ -39,20 +39,24 @@ def _points():
     return np.random.default_rng(0).normal(size=(NUM, DIM)).astype(np.float32)
 
 
-def flow_steps(width: int, depth: int, batch: int, num_steps: int, rounds: int) -> dict:
+LOSSES = {  # row: objective, and where its teacher's gradient stops
+    "lsd": ("lsd", None),
+    "esd": ("esd", "teacher"),
+    "esd_joint": ("esd", "velocity"),
+    "mean_flow": ("mean_flow", None),
+    "psd_m": ("psd_m", None),
+}
+
+
+def flow_steps(width: int, depth: int, batch: int, num_steps: int, losses: list[str], rounds: int) -> dict:
     """Seconds of a training step by every loss, 75 % of a batch on the diagonal, and of conditional flow matching."""
     from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
     from gfm_jax.networks import TimeMLP
 
     network, recipe = TimeMLP((width,) * depth), {"num_steps": num_steps, "batch_size": batch}
     generators = {"flow_matching": empirical_flow_matching(network, **recipe)}
-    for row, objective, stop in (
-        ("lsd", "lsd", None),
-        ("esd", "esd", "teacher"),
-        ("esd_joint", "esd", "velocity"),
-        ("mean_flow", "mean_flow", None),
-        ("psd_m", "psd_m", None),
-    ):
+    for row in losses:
+        objective, stop = LOSSES[row]
         generators[row] = self_distilled_flow_map(network, objective, stop=stop, diagonal_share=0.75, **recipe)
     runs = _fits(_points(), generators) | {"matrix_products": _products(width, depth, batch, num_steps)}
     return {"seconds": {name: [s / num_steps for s in seconds] for name, seconds in _in_turn(rounds, runs).items()}}
@@ -61,15 +65,11 @@ def flow_steps(width: int, depth: int, batch: int, num_steps: int, rounds: int) 
 def _products(width, depth, batch, num_steps):
     """The matrix products of as many training steps of a perceptron, and nothing else."""
     import jax
-    import jax.numpy as jnp
 
-    sizes = (DIM + 1, *[width] * depth, DIM)
-    keys = jax.random.split(jax.random.key(0), depth + 3)
-    weights = [
-        jax.random.normal(key, shape) / jnp.sqrt(shape[0])
-        for key, shape in zip(keys, itertools.pairwise(sizes), strict=False)
-    ]
-    x, g = jax.random.normal(keys[-2], (batch, sizes[0])), jax.random.normal(keys[-1], (batch, sizes[-1]))
+    sizes, rng = (DIM + 1, *[width] * depth, DIM), np.random.default_rng(0)
+    normal = lambda shape: rng.normal(size=shape).astype(np.float32)
+    weights = [normal(shape) / np.float32(np.sqrt(shape[0])) for shape in itertools.pairwise(sizes)]
+    x, g = normal((batch, sizes[0])), normal((batch, sizes[-1]))
 
     def step(_, weights):
         inputs, moved = [x], []
