@@ -7,7 +7,7 @@ import pytest
 from experiments.run_folder import RunFolder
 from experiments.speed import flow_tables
 from experiments.speed.config import PRESETS
-from experiments.speed.flows import FLOWS
+from experiments.speed.flows import FLOWS, LOSSES
 
 
 def test_the_exact_field_beside_its_products():
@@ -44,12 +44,12 @@ def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["flow_steps", "companions"])
 def test_what_is_timed_runs(name):
     sizes = {
-        "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "rounds": 1},
+        "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "losses": LOSSES, "rounds": 1},
         "companions": {"side": 4, "channels": (8,), "batch": 4, "counts": (1, 8), "rounds": 1},
     }
     seconds = FLOWS[name](**sizes[name])["seconds"]
     rows = {
-        "flow_steps": ["flow_matching", "lsd", "esd", "esd_joint", "mean_flow", "psd_m", "matrix_products"],
+        "flow_steps": ["flow_matching", *LOSSES, "matrix_products"],
         "companions": ["1", "8"],
     }
     assert list(seconds) == rows[name]

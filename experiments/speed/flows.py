@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-__all__ = ["FLOWS"]
+__all__ = ["FLOWS", "LOSSES"]
 
 NUM, DIM = 20_000, 2  # points to learn from
 
