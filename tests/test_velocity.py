@@ -1,6 +1,8 @@
 """Optimizers as vector fields: a discrete optimizer is a first-order integrator of its own field."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -12,87 +14,177 @@ import pytest
 from gfm_jax.optimizers import transformation_velocity, velocity
 from gfm_jax.solve import solve_flow
 
-CURVATURE = jnp.array([0.5, 1.0, 3.0])
-START = jnp.array([1.0, -2.0, 0.5])
-END = 1.0
+CURVATURE = np.array([[0.5, 1.0, 3.0], [1.5, 0.7, 1.2]])
+COUPLING = 0.2 * np.cos(np.arange(36.0).reshape(6, 6))
+START = np.array([[1.0, -2.0, 0.5], [0.8, 1.5, -1.0]])
+ROTATION = ((1.5, -0.5, 0.0), 40)  # Newton and Schulz's iteration, to the end
 
-# For a field that does not depend on the learning rate, momenta must forget in a fixed time tau: beta = 1 - lr / tau.
-TAU = 0.2
-TAU_2 = 0.5
+
+def gradient(weights):
+    """Of a quadratic loss of a matrix."""
+    mixed = COUPLING @ (COUPLING.T @ weights.reshape(-1))
+    return CURVATURE * weights + mixed.reshape(weights.shape)
+
+
+class Pair(NamedTuple):
+    """An optimizer and its field, both by learning rate, with memories that are fixed in time.
+
+    `speed` is that of the field's clock: in the form of optax's trace weights move by (1 - beta) of the learning rate.
+    """
+
+    discrete: Callable
+    field: Callable
+    end: float = 0.5
+    speed: Callable = lambda lr: 1.0
+    slots: Callable = lambda lr, weights: None  # what others start with than the field says
+    updates: tuple[int, int] = (400, 800)
+
+
+def chained(transform):
+    return lambda lr: optax.chain(transform(lr), optax.scale_by_learning_rate(lr))
+
+
+TAU, TAU_2 = 0.2, 0.5
+b1, b2 = (lambda lr: 1 - lr / TAU), (lambda lr: 1 - lr / TAU_2)
+adam_like = lambda optimizer, field: Pair(
+    lambda lr: optimizer(lr, b1(lr), b2(lr)), lambda lr: field(b1(lr), b2(lr)), 1.0
+)
 PAIRS = {
-    "sgd": (lambda lr: optax.sgd(lr), lambda lr: velocity.sgd()),
-    "rmsprop": (
-        lambda lr: optax.rmsprop(lr, decay=1 - lr / TAU, eps=1e-3, initial_scale=1.0),
-        lambda lr: velocity.rmsprop(1 - lr / TAU, eps=1e-3),
+    "sgd": Pair(optax.sgd, lambda lr: velocity.sgd(), 1.0),
+    "momentum": Pair(
+        lambda lr: optax.sgd(lr * lr / TAU, momentum=b1(lr)),
+        lambda lr: velocity.momentum(b1(lr)),
+        1.0,
+        speed=lambda lr: lr / TAU,
     ),
-    "adam": (
-        lambda lr: optax.adam(lr, 1 - lr / TAU, 1 - lr / TAU_2),
-        lambda lr: velocity.adam(1 - lr / TAU, 1 - lr / TAU_2),
+    "nesterov": Pair(
+        lambda lr: optax.sgd(lr * lr / TAU, momentum=b1(lr), nesterov=True),
+        lambda lr: velocity.nesterov(b1(lr)),
+        1.0,
+        speed=lambda lr: lr / TAU,
     ),
-    "adamw": (
-        lambda lr: optax.adamw(lr, 1 - lr / TAU, 1 - lr / TAU_2, weight_decay=0.3),
-        lambda lr: velocity.adamw(1 - lr / TAU, 1 - lr / TAU_2, weight_decay=0.3),
+    "rmsprop": Pair(
+        lambda lr: optax.rmsprop(lr, decay=b1(lr), eps=1e-3, initial_scale=1.0),
+        lambda lr: velocity.rmsprop(b1(lr), eps=1e-3),
+        slots=lambda lr, weights: {"nu": jnp.ones_like(weights)},
     ),
-    # The trace grows like 1 / (1 - beta): the learning rate that the weights feel is lr / (1 - beta) = tau per step, so the
-    # clock of the trace form is scaled: weights move by (1 - beta) of it.
-    "momentum": (
-        lambda lr: optax.sgd(lr * lr / TAU, momentum=1 - lr / TAU),
-        lambda lr: velocity.momentum(1 - lr / TAU),
+    "adam": adam_like(optax.adam, velocity.adam),
+    "adamw": adam_like(
+        functools.partial(optax.adamw, weight_decay=0.3), functools.partial(velocity.adamw, weight_decay=0.3)
     ),
-    "nesterov": (
-        lambda lr: optax.sgd(lr * lr / TAU, momentum=1 - lr / TAU, nesterov=True),
-        lambda lr: velocity.nesterov(1 - lr / TAU),
+    "nadam": adam_like(optax.nadam, velocity.nadam),
+    "lion": Pair(
+        lambda lr: optax.lion(lr, 0.9, b2(lr), weight_decay=0.1), lambda lr: velocity.lion(0.9, b2(lr), 0.1), 0.2
+    ),
+    "muon": Pair(
+        chained(lambda lr: optax.contrib.scale_by_muon(*ROTATION, b1(lr), nesterov=False)),
+        lambda lr: velocity.muon(b1(lr), nesterov=False),
+    ),
+    "muon with nesterov's momentum": Pair(
+        chained(lambda lr: optax.contrib.scale_by_muon(*ROTATION, b1(lr))), lambda lr: velocity.muon(b1(lr))
+    ),
+    "schedule_free": Pair(
+        functools.partial(optax.contrib.schedule_free_sgd, b1=0.9, weight_decay=0.0),
+        lambda lr: velocity.schedule_free(),
+        1.0,
+    ),
+    "adafactor": Pair(
+        chained(lambda lr: optax.scale_by_factored_rms(min_dim_size_to_factor=2)),
+        lambda lr: velocity.adafactor(min_dim_size_to_factor=2),
+    ),
+    "adafactor in full": Pair(  # two errors of opposite signs, of which one dies out faster
+        chained(lambda lr: optax.scale_by_factored_rms()), lambda lr: velocity.adafactor(), updates=(3200, 6400)
     ),
 }
 
 
-def gradient(weights):
-    return CURVATURE * weights
+def discrete_end(transform, num):
+    start = jnp.asarray(START, float)
 
-
-def discrete_end(transform, lr):
-    def step(carry, _):
+    def step(_, carry):
         weights, state = carry
         updates, state = transform.update(gradient(weights), state, weights)
-        return (optax.apply_updates(weights, updates), state), None
+        return optax.apply_updates(weights, updates), state
 
-    (weights, _), _ = jax.lax.scan(step, (START, transform.init(START)), length=round(END / lr))
-    return weights
+    return jax.jit(lambda: jax.lax.fori_loop(0, num, step, (start, transform.init(start)))[0])()
 
 
-def continuous_end(field, lr, clock_speed):
-    """The end of the field at lr, by a solver far finer than lr; slots of the trace form are in units of tau / lr."""
+def continuous_end(pair, lr, num):
+    """The end of the field at lr, by a solver far finer than lr."""
+    start, field, speed = jnp.asarray(START, float), pair.field(lr), pair.speed(lr)
 
     def flow(t, x):
         weights, slots = x
-        d_weights, d_slots = field.velocity(t * clock_speed, weights, slots, gradient(weights), lr * clock_speed)
-        return jax.tree.map(lambda d: d * clock_speed, (d_weights, d_slots))
+        moved = field.velocity(t * speed, weights, slots, gradient(weights), lr * speed)
+        return jax.tree.map(lambda d: d * speed, moved)
 
-    slots = field.init(START)
-    if "nu" in slots and len(slots) == 1:
-        slots = {"nu": jnp.ones_like(START)}
-    (weights, _), info = solve_flow(flow, (START, slots), 0.0, END, num_steps=4000, solver=diffrax.Heun())
+    slots = pair.slots(lr, start) or field.init(start)
+    finer = {"num_steps": max(4000, 8 * num), "solver": diffrax.Heun()}
+    (weights, _), info = solve_flow(flow, (start, slots), 0.0, num * lr, **finer)
     assert bool(info["finite"])
     return weights
+
+
+def distance(pair, lr, num):
+    return float(jnp.linalg.norm(discrete_end(pair.discrete(lr), num) - continuous_end(pair, lr, num)))
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.usefixtures("x64")
 def test_halving_the_rate_halves_the_distance_to_the_field(name):
-    discrete, field = PAIRS[name]
-    global START, CURVATURE
-    start, curvature = START, CURVATURE
-    START, CURVATURE = START.astype(float), CURVATURE.astype(float)
-    try:
-        distances = []
-        for lr in (1 / 400, 1 / 800):
-            speed = lr / TAU if name in ("momentum", "nesterov") else 1.0
-            end = continuous_end(field(lr), lr, speed)
-            distances.append(float(jnp.linalg.norm(discrete_end(discrete(lr), lr) - end)))
-    finally:
-        START, CURVATURE = start, curvature
-    assert distances[0] > 1e-5  # they are not the same thing
-    assert 1.9 < distances[0] / distances[1] < 2.1
+    pair = PAIRS[name]
+    far = [distance(pair, pair.end / num, num) for num in pair.updates]
+    assert far[0] > 1e-6  # they are not the same thing
+    assert far[0] / far[1] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_adagrad_has_a_clock_of_its_own():
+    """In the sum of squared rates: half the rate is a quarter of a step, and of the distance."""
+    accumulator = lambda lr: 0.5 / lr**2
+    pair = Pair(
+        lambda lr: optax.adagrad(lr, accumulator(lr), eps=0.0), lambda lr: velocity.adagrad(accumulator(lr), eps=0.0)
+    )
+    far = [distance(pair, lr, round(0.5 / lr**2)) for lr in (0.04, 0.02)]
+    assert far[0] / far[1] == pytest.approx(4.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_descent_by_signs_is_its_field_until_a_sign_changes():
+    assert distance(Pair(optax.sign_sgd, lambda lr: velocity.sign_sgd()), 0.001, 200) < 1e-10
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sign_of_matrices_has_no_singular_values_but_one():
+    matrix = jnp.asarray(START)
+    np.testing.assert_allclose(jnp.linalg.svd(velocity.matrix_sign(matrix))[1], 1.0, rtol=1e-12)
+    of_rank_one = jnp.outer(jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0, 0.0]))
+    np.testing.assert_allclose(velocity.matrix_sign(of_rank_one), of_rank_one / 5, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_matched_decay_closes_the_field():
+    """In the sum of learning rates RMSprop takes one path under every schedule, to the first order."""
+    optimizer = optax.inject_hyperparams(functools.partial(optax.rmsprop, eps=1e-3, initial_scale=1.0))
+    far = {"matched": [], "fixed": []}
+    for num in (400, 800):
+        ends = {"matched": [], "fixed": []}
+        for shape in (jnp.ones(num), 1 + 0.8 * jnp.cos(jnp.linspace(0, jnp.pi, num))):
+            rates = shape / shape.sum()
+            schedule = lambda count, rates=rates: rates[count]
+            decays = {"matched": velocity.matched_decay(schedule, TAU), "fixed": float(np.exp(-1 / num / TAU))}
+            for name, decay in decays.items():
+                ends[name].append(discrete_end(optimizer(schedule, decay=decay), num))
+        for name, (a, b) in ends.items():
+            far[name].append(float(jnp.linalg.norm(a - b)))
+    assert far["matched"][0] / far["matched"][1] == pytest.approx(2.0, abs=0.1)
+    assert far["fixed"][0] / far["fixed"][1] == pytest.approx(1.0, abs=0.1)
+    assert far["fixed"][1] > 10 * far["matched"][1]
+
+
+def test_a_memory_and_its_decay():
+    assert float(velocity.memory(0.9, 0.01)) == pytest.approx(0.1)
+    assert float(velocity.memory(velocity.matched_decay(1e-4, TAU)(0), 1e-4)) == pytest.approx(TAU, rel=1e-2)
 
 
 @pytest.mark.usefixtures("x64")
@@ -120,7 +212,8 @@ def test_semi_implicit_euler_is_heavy_ball():
 def test_any_transformation_has_a_velocity_whose_euler_step_it_is(build):
     lr = 0.01
     transform = build(lr)
-    state, weights = transform.init(START), START
+    weights = jnp.asarray(START[0], jnp.float32)
+    state, gradient = transform.init(weights), lambda weights: CURVATURE[0].astype(np.float32) * weights
     for _ in range(3):
         updates, new_state = transform.update(gradient(weights), state, weights)
         d_weights, d_state = transformation_velocity(transform, lr)(weights, state, gradient(weights))
@@ -155,3 +248,9 @@ def test_bad_input():
         velocity.momentum(-0.1)
     with pytest.raises(ValueError, match="learning_rate"):
         transformation_velocity(optax.sgd(0.1), 0.0)
+    with pytest.raises(ValueError, match="decay_rate: expected an exponent"):
+        velocity.adafactor(1.0)
+    with pytest.raises(ValueError, match="tau: expected a positive time"):
+        velocity.matched_decay(0.1, 0.0)
+    with pytest.raises(ValueError, match="weights: expected matrices, got one of shape"):
+        velocity.muon().velocity(0.0, jnp.ones(3), {"mu": jnp.ones(3)}, jnp.ones(3), 0.1)

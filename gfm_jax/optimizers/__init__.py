@@ -1,6 +1,70 @@
-"""Optimizers as vector fields."""
+"""Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields."""
 
-from gfm_jax.optimizers import velocity
+from gfm_jax.optimizers import stability, velocity
+from gfm_jax.optimizers.chebyshev import chebyshev, chebyshev_growth, chebyshev_interval, scale_by_chebyshev
+from gfm_jax.optimizers.joint import joint_runge_kutta
+from gfm_jax.optimizers.multistep import (
+    ADAMS_BASHFORTH,
+    EXTRAPOLATED_BDF2,
+    LAGRANGE,
+    TAYLOR,
+    Multistep,
+    adams_bashforth,
+    extrapolated_bdf2,
+    lagrange_sgd,
+    scale_by_linear_multistep,
+    taylor_sgd,
+)
+from gfm_jax.optimizers.runge_kutta import (
+    EXTRAGRADIENT,
+    HEUN,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    Tableau,
+    heun,
+    midpoint,
+    ralston,
+    rk4,
+    scale_by_runge_kutta,
+)
+from gfm_jax.optimizers.step_control import embedded_runge_kutta
+from gfm_jax.optimizers.symplectic import leapfrog, scale_by_leapfrog, scale_by_symplectic_euler, symplectic_euler
 from gfm_jax.optimizers.velocity import transformation_velocity
 
-__all__ = ["transformation_velocity", "velocity"]
+__all__ = [
+    "ADAMS_BASHFORTH",
+    "EXTRAGRADIENT",
+    "EXTRAPOLATED_BDF2",
+    "HEUN",
+    "LAGRANGE",
+    "MIDPOINT",
+    "RALSTON",
+    "RK4",
+    "TAYLOR",
+    "Multistep",
+    "Tableau",
+    "adams_bashforth",
+    "chebyshev",
+    "chebyshev_growth",
+    "chebyshev_interval",
+    "embedded_runge_kutta",
+    "extrapolated_bdf2",
+    "heun",
+    "joint_runge_kutta",
+    "lagrange_sgd",
+    "leapfrog",
+    "midpoint",
+    "ralston",
+    "rk4",
+    "scale_by_chebyshev",
+    "scale_by_leapfrog",
+    "scale_by_linear_multistep",
+    "scale_by_runge_kutta",
+    "scale_by_symplectic_euler",
+    "stability",
+    "symplectic_euler",
+    "taylor_sgd",
+    "transformation_velocity",
+    "velocity",
+]

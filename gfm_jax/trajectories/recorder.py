@@ -60,7 +60,8 @@ def record(
     Args:
       key: randomness of the initial weights and of the draws.
       task: what is trained.
-      optimizer: a function of the learning rate, such as `optax.adam` or `functools.partial(optax.sgd, momentum=.9)`.
+      optimizer: a function of the learning rate, such as `optax.adam` or `functools.partial(optax.sgd, momentum=.9)`;
+        those that ask for `grad_fn` get the gradient on the step's own minibatch.
       learning_rate: that of every step, [num_steps]: any schedule, as data.
       saves: the steps at which to save, increasing from 0 to at most num_steps, as `save_steps` makes them.
       keep: which of `PARTS` to record.
@@ -84,7 +85,7 @@ def _start(key, task, num_steps, variety):
 
 
 def _train(weights, draws, loss, data, optimizer, learning_rate, saves, keep, dtype):
-    transform = optimizer(lambda count: learning_rate[count])
+    transform = optax.with_extra_args_support(optimizer(lambda count: learning_rate[count]))
     gradient_of = jax.value_and_grad(loss)
     want_mean, want_gradient = "mean_weights" in keep, "gradient" in keep
 
@@ -92,7 +93,10 @@ def _train(weights, draws, loss, data, optimizer, learning_rate, saves, keep, dt
         weights, state, sums = carry
         draw = jax.tree.map(lambda leaf: leaf[k], draws)
         loss, gradient = gradient_of(weights, data, draw)
-        updates, state = transform.update(gradient, state, weights)
+        more = lambda weights: gradient_of(weights, data, draw)[
+            1
+        ]  # for those with several stages, on the same minibatch
+        updates, state = transform.update(gradient, state, weights, grad_fn=more)
         weights = optax.apply_updates(weights, updates)
         return weights, state, jax.tree.map(jnp.add, sums, summed(loss, gradient, weights))
 

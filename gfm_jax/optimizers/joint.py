@@ -1,0 +1,81 @@
+"""Any optimizer as a field on weights AND state, integrated by a Runge-Kutta method."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jaxtyping import Array
+
+from gfm_jax.optimizers.runge_kutta import HEUN, Tableau, check_stages
+
+__all__ = ["joint_runge_kutta"]
+
+
+def joint_runge_kutta(
+    transform: optax.GradientTransformation, tableau: Tableau = HEUN, step: float | Array = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes the updates of an optimizer as the velocity of its weights and its state, and follows it with a higher order.
+
+    .. math:: \dot w = \mathrm{update}(g, s, w), \qquad \dot s = s_+(g, s, w) - s
+
+    in units of one of its own updates, of which Euler's rule takes one and gives the optimizer back. So Adam by Heun's method
+    is `joint_runge_kutta(optax.adam(1e-3))`.
+
+    Args:
+      transform: any optax transformation, learning rate and all.
+      tableau: the method; as many gradients an update as it has stages.
+      step: how far an update goes, in updates of `transform`, above 0; the field stays what it is.
+
+    Returns:
+      A transformation with `transform`'s state, whose `update(grads, state, params, *, grad_fn)` asks for gradients on the
+      same minibatch. Counters in the state pass as time: at a stage they stand between two updates, and where `step` is not
+      1 they are floating-point numbers throughout. Flags and keys are what they would be after the first stage.
+
+    Raises:
+      ValueError: for a step that is not positive; in `update` without `grad_fn` or `params`.
+    """
+    if not isinstance(step, Tracer) and not step > 0:
+        raise ValueError(f"step: expected a positive number, got {step}")
+    in_its_steps = not isinstance(step, Tracer) and step == 1
+    transform = optax.with_extra_args_support(transform)
+
+    def init(params):
+        state = transform.init(params)
+        return state if in_its_steps else jax.tree.map(_as_time, state)
+
+    def update(updates, state, params=None, *, grad_fn=None, **extra_args):
+        check_stages(tableau, params, grad_fn)
+        start = (params, jax.tree.map(_as_time, state))
+        at, gradient, velocities = start, updates, []
+        for row in (*tableau.a, tableau.b):
+            moved, new_state = transform.update(gradient, at[1], at[0], **extra_args)
+            velocities.append((moved, jax.tree.map(_change, new_state, at[1])))
+            at = jax.tree.map(lambda x, *d, row=row: _after(x, [step * c for c in row], d), start, *velocities)
+            gradient = grad_fn(at[0]) if len(velocities) < len(tableau.b) else None
+        moved = jax.tree.map(lambda new, old: new - old, at[0], params)
+        return moved, jax.tree.map(_as_before, at[1], state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is(leaf, kind):
+    return jnp.issubdtype(jnp.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype, kind)
+
+
+def _as_time(leaf):
+    return leaf.astype(jnp.result_type(float)) if _is(leaf, jnp.integer) else leaf
+
+
+def _as_before(leaf, old):
+    return jnp.round(leaf).astype(old.dtype) if _is(old, jnp.integer) else leaf
+
+
+def _change(new, old):
+    return new - old if _is(new, jnp.number) else new
+
+
+def _after(x, row, d):
+    """x + sum_i row_i d_i; of flags and keys what they became first."""
+    if not _is(x, jnp.number):
+        return d[0]
+    return (x + sum(c * d_i for c, d_i in zip(row, d, strict=True))).astype(x.dtype)

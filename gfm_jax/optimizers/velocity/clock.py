@@ -1,0 +1,45 @@
+r"""Memories in the clock of the weights: how long, in the sum of learning rates, a slot remembers.
+
+A fixed beta remembers lr / (1 - beta): less and less as a schedule falls. A field is closed, the same at every learning rate,
+only where the memory tau is fixed and beta follows the rate.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from gfm_jax.optimizers.rate import rate_at
+
+__all__ = ["matched_decay", "memory"]
+
+
+def memory(decay: float | Float[Array, "..."], learning_rate: float | Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""tau = lr / (1 - beta): the time that a slot of that decay remembers."""
+    return jnp.asarray(learning_rate / (1 - decay))
+
+
+def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float) -> Callable[[ArrayLike], Array]:
+    r"""The decay that remembers the same time at every learning rate.
+
+    .. math:: \beta_k = e^{-lr_k / \tau}
+
+    Args:
+      learning_rate: the optimizer's, a number or a schedule.
+      tau: the memory, in the sum of learning rates, above 0.
+
+    Returns:
+      A schedule for `optax.inject_hyperparams`, such as
+      `optax.inject_hyperparams(optax.rmsprop)(lr, decay=matched_decay(lr, 0.01))`. Optax's corrections of Adam's bias take the
+      decay to have always been what it is: under a schedule they are right only once the memory is full.
+
+    Raises:
+      ValueError: for a memory that is not positive.
+
+    Clock-matched betas, arXiv 2606.29554.
+    """
+    if not tau > 0:
+        raise ValueError(f"tau: expected a positive time, got {tau}")
+    return lambda count: jnp.exp(-rate_at(learning_rate, count) / tau)

@@ -1,0 +1,408 @@
+"""Integrators: what each declares of itself is what it has."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.integrators.flow import exact_flow, fitted_order, follow, problem
+from gfm_jax import optimizers
+from gfm_jax.optimizers import multistep, runge_kutta, stability
+
+EULER = optimizers.Tableau((), (1.0,), 1, 2.0)
+
+every_scheme = pytest.mark.parametrize("name", multistep.SCHEMES)
+every_tableau = pytest.mark.parametrize("name", runge_kutta.TABLEAUS)
+
+
+def of_scheme(name, learning_rate):
+    return multistep._recipe(learning_rate, multistep.SCHEMES[name])
+
+
+def of_tableau(name, learning_rate):
+    return runge_kutta._recipe(learning_rate, runge_kutta.TABLEAUS[name])
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def distances(make, gradient, start, end, time, numbers):
+    ends = [follow(make, gradient, start, time / num, num) for num in numbers]
+    return np.array([float(optax.tree.norm(optax.tree.sub(found, end))) for found in ends])
+
+
+def order(make, gradient, start, end, time, numbers=(160, 320, 640)):
+    return fitted_order(time / np.array(numbers), distances(make, gradient, start, end, time, numbers))
+
+
+@pytest.fixture
+def flow(x64):
+    """A perceptron of 41 weights, its gradient, where it starts, and where its gradient flow is at time 4."""
+    gradient, start = problem(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(start)) == 41
+    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
+    return gradient, start, jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, jnp.array([4.0]))), 4.0
+
+
+@every_scheme
+def test_order_of_multistep_methods(name, flow):
+    declared = multistep.SCHEMES[name]
+    found, constant = stability.order_and_error_constant(declared.mu, declared.b)
+    assert found == declared.order
+    assert constant == pytest.approx(declared.error_constant, rel=1e-9)
+    assert order(functools.partial(of_scheme, name), *flow) == pytest.approx(declared.order, abs=0.1)
+
+
+@every_tableau
+def test_order_of_runge_kutta_methods(name, flow):
+    make = functools.partial(of_tableau, name)
+    assert order(make, *flow) == pytest.approx(runge_kutta.TABLEAUS[name].order, abs=0.1)
+
+
+def test_order_of_chebyshev(flow):
+    assert order(optimizers.chebyshev, *flow) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("friction", [0.0, 0.5])
+@pytest.mark.parametrize(("method", "declared"), [(optimizers.leapfrog, 2), (optimizers.symplectic_euler, 1)])
+def test_order_on_the_momentum_equation(method, declared, friction):
+    gradient, start = problem(jax.random.key(0))
+    field = lambda x: (x[1], jax.tree.map(lambda g, p: -g - friction * p, gradient(x[0]), x[1]))
+    ends = exact_flow(field, (start, optax.tree.zeros_like(start)), jnp.array([4.0]))
+    end = jax.tree.map(lambda leaf: leaf[0], ends[0])
+    make = functools.partial(method, friction=friction)
+    assert order(make, gradient, start, end, 4.0) == pytest.approx(declared, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("tableau", [EULER, optimizers.HEUN, optimizers.MIDPOINT])
+def test_order_of_adam_as_a_joint_field(tableau):
+    gradient, start = problem(jax.random.key(0))
+    adam, time = optax.adam(1e-2), 40.0  # in updates of Adam
+
+    def field(x):
+        moved, state = adam.update(gradient(x[0]), x[1], x[0])
+        return moved, jax.tree.map(jnp.subtract, state, x[1])
+
+    as_time = jax.tree.map(lambda leaf: leaf.astype(float), adam.init(start))
+    end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, (start, as_time), jnp.array([time]))[0])
+    make = lambda step: optimizers.joint_runge_kutta(adam, tableau, step)
+    assert order(make, gradient, start, end, time) == pytest.approx(tableau.order, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_order_two_survives_a_schedule_before_the_learning_rate_only():
+    """Filtered before the rate, order 2; filtered after it, order 1."""
+    gradient, start = problem(jax.random.key(0))
+    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
+    time, shape = 4.0, lambda x: 1 + 0.9 * jnp.cos(jnp.pi * x)
+    end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, jnp.array([time])))
+    far = {"before": [], "after": []}
+    for num in (320, 640):
+        rates = shape(jnp.arange(num) / num)
+        schedule = lambda count, rates=rates: (time * rates / rates.sum())[count]
+        after = optax.chain(
+            optax.scale_by_learning_rate(schedule), optimizers.scale_by_linear_multistep((), (1.5, -0.5))
+        )
+        for name, transform in (("before", optimizers.adams_bashforth(schedule)), ("after", after)):
+            found = follow(lambda _, transform=transform: transform, gradient, start, 0.0, num)
+            far[name].append(float(optax.tree.norm(optax.tree.sub(found, end))))
+    orders = {name: fitted_order(1 / np.array([320, 640]), np.array(d)) for name, d in far.items()}
+    assert orders["before"] == pytest.approx(2, abs=0.1)
+    assert orders["after"] == pytest.approx(1, abs=0.2)
+
+
+# --- stability and noise ----------------------------------------------------------------------------------------------
+
+
+def largest_stable(make, low, high, num=4000):
+    """The largest rate at which a mode of curvature 1 dies out, by bisection on runs."""
+    for _ in range(12):
+        middle = (low + high) / 2
+        end = follow(make, lambda w: w, jnp.ones(1), middle, num)
+        low, high = (middle, high) if bool(jnp.abs(end) < 1) else (low, middle)
+    return low
+
+
+@every_scheme
+def test_stability_of_multistep_methods(name, x64):
+    declared = multistep.SCHEMES[name]
+    assert stability.stability_interval(declared.mu, declared.b) == pytest.approx(declared.stability, abs=1e-3)
+    measured = largest_stable(functools.partial(of_scheme, name), 0.0, 2 * declared.stability)
+    assert measured == pytest.approx(declared.stability, rel=0.05)
+
+
+@every_tableau
+def test_stability_of_runge_kutta_methods(name, x64):
+    declared = runge_kutta.TABLEAUS[name].stability
+    assert largest_stable(functools.partial(of_tableau, name), 0.0, 2 * declared) == pytest.approx(declared, rel=1e-3)
+
+
+@pytest.mark.parametrize(("mu", "b", "declared"), [((0.9,), (0.1,), 38.0), ((0.9,), (0.19, -0.09), 13.571428)])
+def test_stability_of_heavy_ball_and_nesterov(mu, b, declared):
+    """In units of the rate that the weights feel."""
+    assert stability.stability_interval(mu, b) == pytest.approx(declared, abs=1e-3)
+
+
+@every_scheme
+def test_noise_of_multistep_methods(name):
+    declared = multistep.SCHEMES[name]
+    assert stability.noise_energy(declared.mu, declared.b) == pytest.approx(declared.noise, rel=1e-6)
+    transform = optimizers.scale_by_linear_multistep(declared.mu, declared.b)
+    noise = jax.random.normal(jax.random.key(0), (40_000, 16))
+    _, directions = jax.lax.scan(lambda s, g: transform.update(g, s)[::-1], transform.init(noise[0]), noise)
+    assert float(directions[100:].var()) == pytest.approx(declared.noise, rel=0.02)
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 5, 8])
+@pytest.mark.parametrize("damping", [0.0, 0.05, 1.0])
+def test_chebyshev_is_the_polynomial(num_stages, damping, x64):
+    curvature = jnp.linspace(0.0, 1.2, 25) * optimizers.chebyshev_interval(num_stages, damping)
+    make = functools.partial(optimizers.chebyshev, num_stages=num_stages, damping=damping)
+    end = follow(make, lambda w: curvature * w, jnp.ones(25), 1.0, num_stages)
+    np.testing.assert_allclose(end, optimizers.chebyshev_growth(num_stages, damping, curvature), atol=1e-12)
+    assert (
+        np.abs(optimizers.chebyshev_growth(num_stages, damping, curvature[curvature <= curvature[-1] / 1.2])).max()
+        <= 1 + 1e-12
+    )
+
+
+def test_chebyshev_interval():
+    assert optimizers.chebyshev_interval(50, 0.01) == pytest.approx((2 - 4 / 3 * 0.01) * 50, rel=1e-4)
+    assert optimizers.chebyshev_interval(1, 0.0) == 2
+
+
+def test_counter_examples_diverge_and_have_to_be_named():
+    for points, root in ((3, "-1"), (4, "-2.68614")):
+        scheme = optimizers.LAGRANGE[points]
+        assert stability.stability_interval(scheme.mu, scheme.b) == scheme.stability == 0
+        make = functools.partial(optimizers.lagrange_sgd, points=points)
+        end = abs(float(follow(make, lambda w: w, jnp.ones(1), 0.01, 2000)[0]))
+        assert not end < 1e3  # not a number, for the second
+        with pytest.raises(ValueError, match=f"mu: expected a zero-stable rule.* got the root {root}"):
+            optimizers.scale_by_linear_multistep(scheme.mu, scheme.b)
+
+
+# --- mechanics --------------------------------------------------------------------------------------------------------
+
+
+def pendulum_energies(num_steps, step):
+    """Energy of a pendulum after every update of the frictionless leapfrog, at whole steps."""
+    transform = optimizers.leapfrog(step)
+
+    def move(carry, _):
+        w, state = carry
+        updates, new_state = transform.update(jnp.sin(w), state, w)
+        # The momentum at w is the mean of those half a step before and after.
+        p = jnp.where(state[0].count > 0, (state[0].momentum + new_state[0].momentum) / 2, 0.0)
+        return (w + updates, new_state), p**2 / 2 - jnp.cos(w)
+
+    start = jnp.array(2.0)
+    return jax.lax.scan(move, (start, transform.init(start)), length=num_steps)[1]
+
+
+@pytest.mark.usefixtures("x64")
+def test_leapfrog_keeps_the_energy_for_long():
+    energies = pendulum_energies(100_000, 0.1)
+    assert float(jnp.abs(energies - energies[0]).max()) < 5e-3
+    assert abs(float(energies[-20_000:].mean() - energies[:20_000].mean())) < 1e-5  # no drift
+    half = pendulum_energies(100_000, 0.05)
+    swing = [float(jnp.abs(e - e[0]).max()) for e in (energies, half)]
+    assert swing[0] / swing[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_leapfrog_goes_back_where_it_came_from():
+    transform, num = optimizers.scale_by_leapfrog(0.1), 1000
+    move = lambda _, carry: _leap(transform, *carry)
+    w, state = jax.lax.fori_loop(0, num, move, (jnp.array(2.0), transform.init(jnp.array(2.0))))
+    # Half a step behind the last weights, with the momentum turned round.
+    back = state._replace(momentum=-state.momentum)
+    w = w + 0.1 * back.momentum
+    w, _ = jax.lax.fori_loop(0, num - 1, move, (w, back))
+    assert float(w) == pytest.approx(2.0, abs=1e-10)
+
+
+def _leap(transform, w, state):
+    direction, state = transform.update(jnp.sin(w), state)
+    return w - 0.1 * direction, state
+
+
+# --- the same thing by another name -----------------------------------------------------------------------------------
+
+
+def path(transform, num=12, gradient=None):
+    gradient = gradient or jax.grad(lambda w: jnp.sum(jnp.cosh(w) + w[0] * w[1]))
+    transform, weights, found = optax.with_extra_args_support(transform), jnp.array([1.0, -0.5]), []
+    state = transform.init(weights)
+    for _ in range(num):
+        updates, state = transform.update(gradient(weights), state, weights, grad_fn=gradient)
+        weights = optax.apply_updates(weights, updates)
+        found.append(weights)
+    return jnp.stack(found)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("ours", "other"),
+    [
+        (lambda: optimizers.adams_bashforth(0.1), lambda: optax.optimistic_gradient_descent(0.1, 1.0, 0.5)),
+        (lambda: optimizers.adams_bashforth(0.1, 1), lambda: optax.sgd(0.1)),
+        (lambda: optimizers.symplectic_euler(0.1, 2.0), lambda: optax.sgd(0.01, momentum=np.exp(-0.2))),
+        (lambda: optimizers.chebyshev(0.1, 1, 0.0), lambda: optax.sgd(0.1)),
+        (lambda: optimizers.joint_runge_kutta(optax.sgd(0.1), optimizers.RK4), lambda: optimizers.rk4(0.1)),
+        (lambda: optimizers.joint_runge_kutta(optax.adam(0.1), EULER), lambda: optax.adam(0.1)),
+        (
+            lambda: optimizers.joint_runge_kutta(optax.adamw(lambda count: 0.1 / (1.0 + count)), EULER),
+            lambda: optax.adamw(lambda count: 0.1 / (1.0 + count)),
+        ),
+        (
+            lambda: optimizers.joint_runge_kutta(optax.optimistic_gradient_descent(0.1), EULER),
+            lambda: optax.optimistic_gradient_descent(0.1),
+        ),
+        (
+            lambda: optax.chain(
+                optimizers.scale_by_linear_multistep((0.9,), (0.1,)), optax.scale_by_learning_rate(0.1)
+            ),
+            lambda: optax.chain(optax.scale_by_learning_rate(0.1), heavy_ball_from_the_start()),
+        ),
+    ],
+)
+def test_equivalences(ours, other):
+    np.testing.assert_allclose(path(ours()), path(other()), rtol=1e-12)
+
+
+def heavy_ball_from_the_start():
+    """Momentum whose past is what the first gradient would have made it."""
+
+    def update(updates, state, params=None):
+        state = updates if state is None else 0.9 * state + 0.1 * updates
+        return state, state
+
+    return optax.GradientTransformation(lambda params: None, update)
+
+
+def test_every_first_update_is_eulers():
+    for name in multistep.SCHEMES:
+        np.testing.assert_allclose(path(of_scheme(name, 0.1), 1), path(optax.sgd(0.1), 1), rtol=1e-6)
+
+
+def test_a_constant_gradient_is_followed_exactly_from_the_start():
+    """Through the warm-up of every rule, and where the learning rate jumps: time is the sum of learning rates."""
+    rates = jnp.array([0.1] * 5 + [0.02] * 5)
+    for name in multistep.SCHEMES:
+        moved = path(of_scheme(name, lambda count: rates[count]), 10, lambda w: jnp.ones(2)) - jnp.array([1.0, -0.5])
+        np.testing.assert_allclose(moved[:, 0], -jnp.cumsum(rates), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", multistep.SCHEMES)
+def test_history_survives_a_checkpoint(name, tmp_path):
+    import orbax.checkpoint as ocp
+
+    transform, gradient = of_scheme(name, 0.1), jax.grad(lambda w: jnp.sum(w**4))
+    weights = jnp.array([1.0, -0.5])
+    state = transform.init(weights)
+    for _ in range(4):
+        updates, state = transform.update(gradient(weights), state, weights)
+        weights = optax.apply_updates(weights, updates)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+    after = [transform.update(gradient(weights), s, weights)[0] for s in (state, restored)]
+    np.testing.assert_array_equal(*after)
+
+
+# --- step control -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+def test_step_control_keeps_to_its_tolerance_and_knows_the_time(flow):
+    gradient, start, *_ = flow
+    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
+    far = []
+    for relative in (1e-3, 1e-5):
+        transform = optimizers.embedded_runge_kutta(1.0, relative, relative / 100)
+        weights, state = start, transform.init(start)
+        step = jax.jit(lambda w, s, transform=transform: transform.update(gradient(w), s, w, grad_fn=gradient))
+        for _ in range(60):
+            updates, state = step(weights, state)
+            weights = optax.apply_updates(weights, updates)
+        assert int(state.accepted) + int(state.refused) == 60
+        assert int(state.refused) >= 1  # the first rate is far too large
+        end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, state.time[None]))
+        far.append(float(optax.tree.norm(optax.tree.sub(weights, end))))
+    assert far[0] < 1e-2
+    assert far[1] < far[0] / 20
+
+
+def test_step_control_finds_its_way_out_of_infinity():
+    transform = optimizers.embedded_runge_kutta(1e6)
+    weights, gradient = jnp.array([3.0]), jax.grad(lambda w: jnp.sum(jnp.exp(w)))
+    state = transform.init(weights)
+    for _ in range(40):
+        updates, state = transform.update(gradient(weights), state, weights, grad_fn=gradient)
+        weights = optax.apply_updates(weights, updates)
+    assert bool(jnp.isfinite(weights).all())
+    assert int(state.accepted) > 5
+    assert float(weights[0]) < 3
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optimizers.scale_by_linear_multistep((0.5,), (1.0,)), "mu, b: expected sum b = 1 - sum mu"),
+        (lambda: optimizers.scale_by_linear_multistep((1.5, -0.3), (-0.2,)), "zero-stable.*root 1.26"),
+        (lambda: optimizers.scale_by_linear_multistep((0.0, -1.0), (2.0,)), "zero-stable.*root .*1j"),
+        (lambda: optimizers.scale_by_linear_multistep((), ()), "b: expected a coefficient"),
+        (lambda: optimizers.scale_by_linear_multistep((), (1.5, -0.5), [[0.5]]), "start: expected rows with sum 1"),
+        (lambda: optimizers.scale_by_linear_multistep((), (1.0,), [[0.5, 0.5]]), "start: expected .* at most 1"),
+        (lambda: optimizers.adams_bashforth(0.1, 4), "order: expected one of 1, 2, 3, got 4"),
+        (lambda: optimizers.taylor_sgd(0.1, "taylor6"), "kind: expected one of taylor4, taylor4_opt"),
+        (lambda: optimizers.lagrange_sgd(0.1, 5), "points: expected one of 3, 4"),
+        (lambda: optimizers.adams_bashforth(-0.1), "learning_rate: expected a number from 0 on"),
+        (lambda: optimizers.heun(float("nan")), "learning_rate: expected a number from 0 on"),
+        (lambda: optimizers.leapfrog(-0.1), "learning_rate: expected a number from 0 on"),
+        (lambda: optimizers.leapfrog(0.1, -1.0), "friction: expected a number from 0 on"),
+        (lambda: optimizers.chebyshev(0.1, 0), "num_stages: expected at least 1, got 0"),
+        (lambda: optimizers.chebyshev(0.1, 5, -0.1), "damping: expected a number from 0 on"),
+        (lambda: optimizers.embedded_runge_kutta(0.0), "first_rate: expected a positive number"),
+        (lambda: optimizers.embedded_runge_kutta(0.1, relative=-1.0), "relative: expected a positive number"),
+        (lambda: optimizers.embedded_runge_kutta(0.1, tableau=optimizers.RK4), "tableau: expected one with b_low"),
+        (lambda: optimizers.joint_runge_kutta(optax.adam(0.1), step=0.0), "step: expected a positive number"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: optimizers.heun(0.1),
+        lambda: optimizers.embedded_runge_kutta(0.1),
+        lambda: optimizers.joint_runge_kutta(optax.adam(0.1)),
+    ],
+)
+def test_stages_need_a_way_to_ask_for_gradients(build):
+    transform, w = build(), jnp.ones(2)
+    with pytest.raises(ValueError, match="grad_fn: expected update"):
+        transform.update(w, transform.init(w), w)
+    with pytest.raises(ValueError, match="params: expected update"):
+        transform.update(w, transform.init(w), grad_fn=lambda w: w)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_injected_choice_is_refused_with_the_way_out():
+    transform = optax.inject_hyperparams(optimizers.adams_bashforth)(learning_rate=0.1, order=2)
+    with pytest.raises(ValueError, match=r"order: .*static_args"):
+        transform.init(jnp.ones(2))
