@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.integrators.flow import exact_flow, fitted_order, follow, problem
+from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, regress
 from gfm_jax import optimizers
 from gfm_jax.optimizers import multistep, runge_kutta, stability
 
@@ -29,22 +29,26 @@ def of_tableau(name, learning_rate):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def distances(make, gradient, start, end, time, numbers):
-    ends = [follow(make, gradient, start, time / num, num) for num in numbers]
-    return np.array([float(optax.tree.norm(optax.tree.sub(found, end))) for found in ends])
+def last(tree):
+    return jax.tree.map(lambda leaf: leaf[-1], tree)
 
 
 def order(make, gradient, start, end, time, numbers=(160, 320, 640)):
-    return fitted_order(time / np.array(numbers), distances(make, gradient, start, end, time, numbers))
+    far = [distance(follow(make, gradient, start, time / num, num), end) for num in numbers]
+    return fitted_order(time / np.array(numbers), np.array(far))
 
 
 @pytest.fixture
 def flow(x64):
     """A perceptron of 41 weights, its gradient, where it starts, and where its gradient flow is at time 4."""
-    gradient, start = problem(jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(start)) == 41
-    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
-    return gradient, start, jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, jnp.array([4.0]))), 4.0
+    problem = regress(jax.random.key(0))
+    assert optax.tree.size(problem.start) == 41
+    return (
+        problem.gradient,
+        problem.start,
+        last(exact_flow(descent(problem.gradient), problem.start, jnp.array([4.0]))),
+        4.0,
+    )
 
 
 @every_scheme
@@ -70,10 +74,11 @@ def test_order_of_chebyshev(flow):
 @pytest.mark.parametrize("friction", [0.0, 0.5])
 @pytest.mark.parametrize(("method", "declared"), [(optimizers.leapfrog, 2), (optimizers.symplectic_euler, 1)])
 def test_order_on_the_momentum_equation(method, declared, friction):
-    gradient, start = problem(jax.random.key(0))
+    problem = regress(jax.random.key(0))
+    gradient, start = problem.gradient, problem.start
     field = lambda x: (x[1], jax.tree.map(lambda g, p: -g - friction * p, gradient(x[0]), x[1]))
     ends = exact_flow(field, (start, optax.tree.zeros_like(start)), jnp.array([4.0]))
-    end = jax.tree.map(lambda leaf: leaf[0], ends[0])
+    end = last(ends[0])
     make = functools.partial(method, friction=friction)
     assert order(make, gradient, start, end, 4.0) == pytest.approx(declared, abs=0.1)
 
@@ -81,7 +86,8 @@ def test_order_on_the_momentum_equation(method, declared, friction):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("tableau", [EULER, optimizers.HEUN, optimizers.MIDPOINT])
 def test_order_of_adam_as_a_joint_field(tableau):
-    gradient, start = problem(jax.random.key(0))
+    problem = regress(jax.random.key(0))
+    gradient, start = problem.gradient, problem.start
     adam, time = optax.adam(1e-2), 40.0  # in updates of Adam
 
     def field(x):
@@ -89,7 +95,7 @@ def test_order_of_adam_as_a_joint_field(tableau):
         return moved, jax.tree.map(jnp.subtract, state, x[1])
 
     as_time = jax.tree.map(lambda leaf: leaf.astype(float), adam.init(start))
-    end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, (start, as_time), jnp.array([time]))[0])
+    end = last(exact_flow(field, (start, as_time), jnp.array([time]))[0])
     make = lambda step: optimizers.joint_runge_kutta(adam, tableau, step)
     assert order(make, gradient, start, end, time) == pytest.approx(tableau.order, abs=0.1)
 
@@ -97,10 +103,10 @@ def test_order_of_adam_as_a_joint_field(tableau):
 @pytest.mark.usefixtures("x64")
 def test_order_two_survives_a_schedule_before_the_learning_rate_only():
     """Filtered before the rate, order 2; filtered after it, order 1."""
-    gradient, start = problem(jax.random.key(0))
-    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
+    problem = regress(jax.random.key(0))
+    gradient, start = problem.gradient, problem.start
     time, shape = 4.0, lambda x: 1 + 0.9 * jnp.cos(jnp.pi * x)
-    end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, jnp.array([time])))
+    end = last(exact_flow(descent(gradient), start, jnp.array([time])))
     far = {"before": [], "after": []}
     for num in (320, 640):
         rates = shape(jnp.arange(num) / num)
@@ -110,7 +116,7 @@ def test_order_two_survives_a_schedule_before_the_learning_rate_only():
         )
         for name, transform in (("before", optimizers.adams_bashforth(schedule)), ("after", after)):
             found = follow(lambda _, transform=transform: transform, gradient, start, 0.0, num)
-            far[name].append(float(optax.tree.norm(optax.tree.sub(found, end))))
+            far[name].append(distance(found, end))
     orders = {name: fitted_order(1 / np.array([320, 640]), np.array(d)) for name, d in far.items()}
     assert orders["before"] == pytest.approx(2, abs=0.1)
     assert orders["after"] == pytest.approx(1, abs=0.2)
@@ -323,7 +329,6 @@ def test_history_survives_a_checkpoint(name, tmp_path):
 @pytest.mark.usefixtures("x64")
 def test_step_control_keeps_to_its_tolerance_and_knows_the_time(flow):
     gradient, start, *_ = flow
-    field = lambda weights: jax.tree.map(jnp.negative, gradient(weights))
     far = []
     for relative in (1e-3, 1e-5):
         transform = optimizers.embedded_runge_kutta(1.0, relative, relative / 100)
@@ -334,8 +339,7 @@ def test_step_control_keeps_to_its_tolerance_and_knows_the_time(flow):
             weights = optax.apply_updates(weights, updates)
         assert int(state.accepted) + int(state.refused) == 60
         assert int(state.refused) >= 1  # the first rate is far too large
-        end = jax.tree.map(lambda leaf: leaf[0], exact_flow(field, start, state.time[None]))
-        far.append(float(optax.tree.norm(optax.tree.sub(weights, end))))
+        far.append(distance(weights, last(exact_flow(descent(gradient), start, state.time[None]))))
     assert far[0] < 1e-2
     assert far[1] < far[0] / 20
 

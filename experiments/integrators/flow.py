@@ -1,7 +1,8 @@
-"""A small problem whose gradient flow is known to ten digits, and how far from it an optimizer ends."""
+"""Problems whose gradient flow is known to ten digits, and how far from it an optimizer ends."""
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import diffrax
 import flax.linen as nn
@@ -12,18 +13,48 @@ import optax
 
 from gfm_jax.networks import MLP
 
-__all__ = ["exact_flow", "fitted_order", "follow", "problem"]
+__all__ = ["Problem", "classify", "descent", "distance", "exact_flow", "fitted_order", "follow", "regress"]
 
 
-def problem(key: jax.Array, num_hidden: int = 8, num_examples: int = 20):
-    """A regression by a perceptron of 3 inputs, 41 weights with 8 hidden units: (gradient, weights to start from)."""
+class Problem(NamedTuple):
+    """`loss(weights, examples)`, the examples, and weights to start from."""
+
+    loss: Callable
+    examples: Any
+    start: Any
+
+    def gradient(self, weights, examples=None):
+        """On the given examples, by default on all."""
+        return jax.grad(self.loss)(weights, self.examples if examples is None else examples)
+
+
+def regress(key: jax.Array, num_hidden: int = 8, num_examples: int = 20) -> Problem:
+    """Regression on 3 inputs by a perceptron: 41 weights with 8 hidden units."""
     key_weights, key_inputs, key_targets = jax.random.split(key, 3)
     network = MLP((num_hidden, 1), nn.tanh)
     inputs = jax.random.normal(key_inputs, (num_examples, 3))
     targets = jnp.sin(inputs.sum(-1)) + 0.1 * jax.random.normal(key_targets, (num_examples,))
-    loss = lambda weights: jnp.mean((network.apply(weights, inputs)[:, 0] - targets) ** 2) / 2
-    weights = network.init(key_weights, inputs)  # in float32, whatever the inputs are
-    return jax.grad(loss), jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), weights)
+    loss = lambda weights, examples: jnp.mean((network.apply(weights, examples[0])[:, 0] - examples[1]) ** 2) / 2
+    return Problem(loss, (inputs, targets), _start(network, key_weights, inputs))
+
+
+def classify(key: jax.Array, images: np.ndarray, labels: np.ndarray, num_hidden: int = 16) -> Problem:
+    """Classification of images in ten classes by a smooth perceptron."""
+    network = MLP((num_hidden, 10), nn.tanh)
+    inputs = jnp.asarray(images.reshape(len(images), -1), jnp.result_type(float))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    loss = lambda weights, examples: cross_entropy(network.apply(weights, examples[0]), examples[1]).mean()
+    return Problem(loss, (inputs, jnp.asarray(labels)), _start(network, key, inputs))
+
+
+def _start(network, key, inputs):
+    """In the precision of the inputs, which flax does not ask about."""
+    return jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), network.init(key, inputs))
+
+
+def descent(gradient: Callable) -> Callable:
+    """The field of the gradient flow, x' = -gradient(x)."""
+    return lambda x: jax.tree.map(jnp.negative, gradient(x))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,6 +85,11 @@ def follow(make: Callable, gradient: Callable, start, learning_rate, num_updates
         return optax.apply_updates(weights, updates), state
 
     return jax.lax.fori_loop(0, num_updates, step, (start, transform.init(start)))[0]
+
+
+def distance(a, b) -> float:
+    """The Euclidean distance of two trees."""
+    return float(optax.tree.norm(optax.tree.sub(a, b)))
 
 
 def fitted_order(steps: np.ndarray, distances: np.ndarray) -> float:

@@ -1,0 +1,82 @@
+"""How close runs stay to the gradient flow of the digits' loss, and what a field that learns from them is told."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.integrators.flow import classify, descent, exact_flow
+from experiments.integrators.methods import ON_THE_FLOW
+from gfm_jax.datasets import load
+
+__all__ = ["SEGMENTS", "measure_fidelity"]
+
+SEGMENTS = 4  # of a run, from each of which a field learns a mean velocity
+
+
+def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
+    """By method and number of gradients, from each start: the distance of a run's end to the flow's; and the error of the mean
+    velocities of its segments against the flow from the same weights, relative, where segments are whole numbers of cycles."""
+    images, labels = load("digits")
+    some = slice(config.fidelity_images)
+    problems = [classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
+    gradient = problems[0].gradient  # of one and the same loss
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(problem.start for problem in problems))
+    flow = lambda start, times: exact_flow(descent(gradient), start, times)
+    ends = jax.vmap(lambda start: _last(flow(start, jnp.array([config.fidelity_time]))))(starts)
+    far, off = {}, {}
+    for name in config.methods:
+        make = functools.partial(_run, ON_THE_FLOW[name].make, gradient)
+        for num in config.fidelity_gradients:
+            updates = num // ON_THE_FLOW[name].gradients
+            segments = SEGMENTS if num % (20 * SEGMENTS) == 0 else 1
+            rate = config.fidelity_time / updates
+            saved = make(starts, rate, updates // segments, segments)
+            far[name, num] = _norms(jax.tree.map(lambda run, end: run[:, -1] - end, saved, ends))
+            if segments > 1:
+                off[name, num] = _target_errors(flow, saved, config.fidelity_time / segments)
+    return far, off
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5))
+def _run(make, gradient, starts, rate, length, segments):
+    """Weights at the start and after each segment, of runs from all starts."""
+    transform = optax.with_extra_args_support(make(rate))
+
+    def step(_, carry):
+        weights, state = carry
+        updates, state = transform.update(gradient(weights), state, weights, grad_fn=gradient)
+        return optax.apply_updates(weights, updates), state
+
+    def segment(carry, _):
+        carry = jax.lax.fori_loop(0, length, step, carry)
+        return carry, carry[0]
+
+    def one(start):
+        _, saved = jax.lax.scan(segment, (start, transform.init(start)), length=segments)
+        return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, saved)
+
+    return jax.vmap(one)(starts)
+
+
+def _target_errors(flow, saved, time):
+    """|mean velocity of the run - of the flow from the same weights| / |of the flow|, over all segments."""
+    begin, end = (
+        jax.tree.map(lambda leaf, part=part: leaf[:, part], saved) for part in (slice(None, -1), slice(1, None))
+    )
+    true = jax.vmap(jax.vmap(lambda start: _last(flow(start, jnp.array([time])))))(begin)
+    over_segments = lambda tree: jnp.sqrt(sum(jnp.sum(leaf**2, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)))
+    error = over_segments(jax.tree.map(jnp.subtract, end, true)) / over_segments(
+        jax.tree.map(jnp.subtract, true, begin)
+    )
+    return np.asarray(error)
+
+
+def _norms(trees):
+    return np.asarray(jax.vmap(optax.tree.norm)(trees))
+
+
+def _last(tree):
+    return jax.tree.map(lambda leaf: leaf[-1], tree)
