@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.integrators.methods import ON_THE_FLOW, TRAINED
+from experiments.integrators.methods import NUM_TRAIN, ON_THE_FLOW, TRAINED
 
 __all__ = ["PRESETS", "Config", "check"]
 
@@ -23,12 +23,12 @@ class Config:
     noise_updates: int = 40_000
     fidelity_gradients: tuple[int, ...] = (40, 80, 160, 320, 640)
     fidelity_images: int = 100
-    fidelity_time: float = 8.0
+    fidelity_time: float = 40.0
     """Sum of the learning rates of a run that is compared with the flow of the digits' loss."""
     shuffles: int = 2000
     """Orders of the minibatches that ends are averaged over."""
-    shuffling_rates: tuple[float, ...] = (0.4, 0.2, 0.1)
-    shuffling_time: float = 8.0
+    shuffling_rates: tuple[float, ...] = (0.1, 0.05, 0.025)
+    shuffling_time: float = 4.0
     trained: tuple[str, ...] = tuple(TRAINED)
     """Optimizers that are compared in training."""
     tasks: tuple[str, ...] = ("mlp", "cnn")
@@ -79,6 +79,15 @@ def check(config: Config) -> None:
     for field in ("fidelity_time", "shuffling_time"):
         if not getattr(config, field) > 0:
             raise ValueError(f"{field}: expected a positive time, got {getattr(config, field)}")
+    rates = config.shuffling_rates
+    if len(set(rates)) < 2 or not all(rate > 0 for rate in rates):
+        raise ValueError(f"shuffling_rates: expected two or more positive learning rates, got {rates}")
+    if config.fresh_seeds % config.tuning_seeds:
+        raise ValueError(
+            f"fresh_seeds: expected a multiple of tuning_seeds, {config.tuning_seeds}, got {config.fresh_seeds}"
+        )
+    if config.batch_size > NUM_TRAIN:
+        raise ValueError(f"batch_size: expected at most {NUM_TRAIN}, the training images, got {config.batch_size}")
     if not config.rate_factor > 1:
         raise ValueError(f"rate_factor: expected more than 1, got {config.rate_factor}")
 

@@ -24,8 +24,11 @@ def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
     problems = [classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
     gradient = problems[0].gradient  # of one and the same loss
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(problem.start for problem in problems))
-    flow = lambda start, times: exact_flow(descent(gradient), start, times)
-    ends = jax.vmap(lambda start: _last(flow(start, jnp.array([config.fidelity_time]))))(starts)
+    flow = functools.partial(_flow, descent(gradient))
+    begins = jax.tree.map(
+        lambda leaf: jnp.repeat(leaf[:, None], SEGMENTS, axis=1), starts
+    )  # of the shape of all others
+    ends = jax.tree.map(lambda leaf: leaf[:, 0], flow(begins, config.fidelity_time))
     far, off = {}, {}
     for name in config.methods:
         make = functools.partial(_run, ON_THE_FLOW[name].make, gradient)
@@ -66,7 +69,7 @@ def _target_errors(flow, saved, time):
     begin, end = (
         jax.tree.map(lambda leaf, part=part: leaf[:, part], saved) for part in (slice(None, -1), slice(1, None))
     )
-    true = jax.vmap(jax.vmap(lambda start: _last(flow(start, jnp.array([time])))))(begin)
+    true = flow(begin, time)
     over_segments = lambda tree: jnp.sqrt(sum(jnp.sum(leaf**2, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)))
     error = over_segments(jax.tree.map(jnp.subtract, end, true)) / over_segments(
         jax.tree.map(jnp.subtract, true, begin)
@@ -78,5 +81,8 @@ def _norms(trees):
     return np.asarray(jax.vmap(optax.tree.norm)(trees))
 
 
-def _last(tree):
-    return jax.tree.map(lambda leaf: leaf[-1], tree)
+@functools.partial(jax.jit, static_argnums=0)
+def _flow(field, starts, time):
+    """Where the flow is after that time, from all starts."""
+    one = lambda start: jax.tree.map(lambda leaf: leaf[-1], exact_flow(field, start, jnp.stack([time])))
+    return jax.vmap(jax.vmap(one))(starts)

@@ -53,15 +53,15 @@ def _start(network, key, inputs):
 
 
 def descent(gradient: Callable) -> Callable:
-    """The field of the gradient flow, x' = -gradient(x)."""
-    return lambda x: jax.tree.map(jnp.negative, gradient(x))
+    """The field of the gradient flow, x' = -gradient(x, ...)."""
+    return lambda x, *rest: jax.tree.map(jnp.negative, gradient(x, *rest))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def exact_flow(field: Callable, start, times):
-    """Where x' = field(x) leads from `start`, at each of the rising times, to ten digits."""
+def exact_flow(field: Callable, start, times, *rest):
+    """Where x' = field(x, ...) leads from `start`, at each of the rising times, to ten digits."""
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, _: field(x)),
+        diffrax.ODETerm(lambda t, x, _: field(x, *rest)),
         diffrax.Dopri8(),
         0.0,
         times[-1],

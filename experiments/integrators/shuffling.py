@@ -20,7 +20,7 @@ from experiments.integrators.methods import ON_THE_FLOW
 
 __all__ = ["FLOWS", "measure_shuffling", "order_when_reversed"]
 
-FLOWS = ("loss", "squared_mean", "variance", "both")
+FLOWS = {"loss": (0.0, 0.0), "squared_mean": (1.0, 0.0), "variance": (0.0, 1.0), "both": (1.0, 1.0)}
 MINIBATCHES = 4
 
 
@@ -29,14 +29,14 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
     last, which is how far gradient descent is expected to be off; and of runs whose every second epoch is reversed the distance
     to the flow of the loss."""
     key_problem, key_orders = jax.random.split(key)
-    problem = regress(key_problem)
+    problem = regress(key_problem, num_examples=80)
     minibatches = jax.tree.map(lambda leaf: leaf.reshape(MINIBATCHES, -1, *leaf.shape[1:]), problem.examples)
-    found = {}
+    found, field = {}, _field(problem, minibatches)
     for rate in config.shuffling_rates:
         epochs = 2 * round(config.shuffling_time / rate / MINIBATCHES / 2)
         times = jnp.array([epochs * MINIBATCHES * rate])
         ends = {
-            flow: _last(exact_flow(_field(problem, minibatches, flow, rate), problem.start, times)) for flow in FLOWS
+            name: _last(exact_flow(field, problem.start, times, rate / 4 * jnp.array(w))) for name, w in FLOWS.items()
         }
         effect = distance(ends["loss"], ends["both"])
         key_random, key_reversed = jax.random.split(jax.random.fold_in(key_orders, epochs))
@@ -66,17 +66,15 @@ def _epochs(key, num):
     return jax.vmap(lambda k: jax.random.permutation(k, MINIBATCHES))(jax.random.split(key, num))
 
 
-def _field(problem: Problem, minibatches, flow, rate):
-    """The gradient flow of L + lr / 4 times the regulariser."""
+def _field(problem: Problem, minibatches):
+    """The gradient flow of L and a weight on each part of the regulariser."""
 
-    def regularised(weights):
+    def regularised(weights, parts):
         losses = jax.vmap(lambda minibatch: problem.loss(weights, minibatch))(minibatches)
         gradients = jax.vmap(lambda minibatch: problem.gradient(weights, minibatch))(minibatches)
-        mean = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
-        of_mean = optax.tree.norm(mean, squared=True)
+        of_mean = optax.tree.norm(jax.tree.map(lambda leaf: leaf.mean(0), gradients), squared=True)
         of_all = optax.tree.norm(gradients, squared=True) / MINIBATCHES
-        parts = {"loss": 0.0, "squared_mean": of_mean, "variance": of_all - of_mean, "both": of_all}
-        return losses.mean() + rate / 4 * parts[flow]
+        return losses.mean() + parts @ jnp.stack([of_mean, of_all - of_mean])
 
     return descent(jax.grad(regularised))
 

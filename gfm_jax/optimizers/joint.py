@@ -28,8 +28,9 @@ def joint_runge_kutta(
 
     Returns:
       A transformation with `transform`'s state, whose `update(grads, state, params, *, grad_fn)` asks for gradients on the
-      same minibatch. Counters in the state pass as time: at a stage they stand between two updates, and where `step` is not
-      1 they are floating-point numbers throughout. Flags and keys are what they would be after the first stage.
+      same minibatch. Counters in the state stay the integers that schedules look up, and count the updates that are over at a
+      stage; where `step` is not 1 they pass as time, as floating-point numbers. Flags and keys are what they would be after
+      the first stage.
 
     Raises:
       ValueError: for a step that is not positive; in `update` without `grad_fn` or `params`.
@@ -45,7 +46,7 @@ def joint_runge_kutta(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         check_stages(tableau, params, grad_fn)
-        start = (params, jax.tree.map(_as_time, state))
+        start = (params, state)
         at, gradient, velocities = start, updates, []
         for row in (*tableau.a, tableau.b):
             moved, new_state = transform.update(gradient, at[1], at[0], **extra_args)
@@ -53,7 +54,7 @@ def joint_runge_kutta(
             at = jax.tree.map(lambda x, *d, row=row: _after(x, [step * c for c in row], d), start, *velocities)
             gradient = grad_fn(at[0]) if len(velocities) < len(tableau.b) else None
         moved = jax.tree.map(lambda new, old: new - old, at[0], params)
-        return moved, jax.tree.map(_as_before, at[1], state)
+        return moved, at[1]
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -66,16 +67,13 @@ def _as_time(leaf):
     return leaf.astype(jnp.result_type(float)) if _is(leaf, jnp.integer) else leaf
 
 
-def _as_before(leaf, old):
-    return jnp.round(leaf).astype(old.dtype) if _is(old, jnp.integer) else leaf
-
-
 def _change(new, old):
     return new - old if _is(new, jnp.number) else new
 
 
 def _after(x, row, d):
-    """x + sum_i row_i d_i; of flags and keys what they became first."""
+    """x + sum_i row_i d_i, of counters what is whole of it; of flags and keys what they became first."""
     if not _is(x, jnp.number):
         return d[0]
-    return (x + sum(c * d_i for c, d_i in zip(row, d, strict=True))).astype(x.dtype)
+    moved = x + sum(c * d_i for c, d_i in zip(row, d, strict=True))
+    return (jnp.floor(moved + 1e-3) if _is(x, jnp.integer) else moved).astype(x.dtype)
