@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.drawing import SIMPLE, TRUTH
+from experiments.integrators.methods import TRAINED
 
 __all__ = ["FIGURES"]
 
@@ -35,7 +36,9 @@ def stability_regions(arrays):
             )
             axis.plot([], [], color=color, label=name)
     axis.axhline(0, color="k", lw=0.5)
-    axis.set(xlabel="learning rate x curvature, real part", ylabel="imaginary part", title="damped inside")
+    axis.set(
+        xlabel="learning rate x curvature, real part", ylabel="imaginary part", ylim=(-1.2, 1.2), title="damped inside"
+    )
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -57,7 +60,7 @@ def fidelity(arrays):
 
 
 def valley(arrays):
-    """Paths down a curved valley at 32 gradients each, beside the flow."""
+    """Paths down a curved valley at 64 gradients each, beside the flow."""
     from experiments.integrators.valley import SHOWN, loss
 
     figure, axis = plt.subplots(figsize=(5.2, 3.6))
@@ -66,13 +69,14 @@ def valley(arrays):
     axis.plot(*arrays["valley/flow"].T, color=TRUTH, lw=4, alpha=0.35, label="gradient flow")
     for name, color in _colors(SHOWN).items():
         axis.plot(*arrays[f"valley/{name}"].T, "o-", ms=2.5, lw=1, color=color, label=name)
-    axis.set(xlabel="a", ylabel="b", xlim=(-1.4, 1.0), ylim=(-0.3, 1.9))
+    axis.set(xlabel="a", ylabel="b", xlim=(-1.25, -0.3), ylim=(0.2, 1.7))
     axis.legend(frameon=False, fontsize=7)
     return figure
 
 
 def learning_curves(arrays):
-    """Training loss over gradients, each optimizer at its own best rate, with the middle half of the seeds."""
+    """Training loss over gradients, each optimizer at its own best rate, with the middle half of the seeds; dashed what optax
+    brings."""
     tasks = _names(arrays, "training")
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
@@ -80,7 +84,8 @@ def learning_curves(arrays):
         for name, color in _colors(names).items():
             gradients, loss = (arrays[f"training/{task}/{name}/{field}"] for field in ("gradients", "loss"))
             low, middle, high = np.quantile(loss, (0.25, 0.5, 0.75), axis=0)
-            axis.plot(gradients, middle, color=color, label=name, lw=2.5 if name == "sgd" else 1)
+            line = {"lw": 2.5} if name == "sgd" else {"lw": 1.2, "ls": "-" if TRAINED[name].ours else "--"}
+            axis.plot(gradients, middle, color=color, label=name, **line)
             axis.fill_between(gradients, low, high, color=color, alpha=0.12, lw=0)
         axis.set(yscale="log", xlabel="gradients", ylabel="training loss", title=f"digits, {task}")
     axes[0, -1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

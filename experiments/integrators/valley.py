@@ -11,7 +11,7 @@ from experiments.integrators.methods import ON_THE_FLOW
 __all__ = ["SHOWN", "loss", "walk"]
 
 SHOWN = ("sgd", "adams_bashforth_2", "taylor4_opt", "heun", "rk4")
-START, TIME, GRADIENTS = jnp.array([-1.1, 1.6]), 1.6, 32
+START, TIME, GRADIENTS = jnp.array([-1.1, 1.6]), 1.6, 64
 
 
 def loss(w):
