@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, regress
+from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, last, regress
 from gfm_jax import optimizers
 from gfm_jax.optimizers import multistep, runge_kutta, stability
 
@@ -27,10 +27,6 @@ def of_tableau(name, learning_rate):
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
-
-
-def last(tree):
-    return jax.tree.map(lambda leaf: leaf[-1], tree)
 
 
 def order(make, gradient, start, end, time, numbers=(160, 320, 640)):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, regress
+from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, last, regress
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.optimizers import stability
 
@@ -19,7 +19,7 @@ def measure_order(config, key: jax.Array) -> dict[str, np.ndarray]:
     found = {name: np.zeros((config.num_starts, len(updates))) for name in config.methods}
     for k in range(config.num_starts):
         problem = regress(jax.random.fold_in(key, k))
-        end = _last(exact_flow(descent(problem.gradient), problem.start, jnp.array([TIME])))
+        end = last(exact_flow(descent(problem.gradient), problem.start, jnp.array([TIME])))
         for name in config.methods:
             ends = [follow(ON_THE_FLOW[name].make, problem.gradient, problem.start, TIME / num, num) for num in updates]
             found[name][k] = [distance(other, end) for other in ends]
@@ -64,7 +64,3 @@ def regions(names, real: np.ndarray, imaginary: np.ndarray) -> dict[str, np.ndar
 
 def _identity(x):
     return x
-
-
-def _last(tree):
-    return jax.tree.map(lambda leaf: leaf[-1], tree)

@@ -13,7 +13,7 @@ import optax
 
 from gfm_jax.networks import MLP
 
-__all__ = ["Problem", "classify", "descent", "distance", "exact_flow", "fitted_order", "follow", "regress"]
+__all__ = ["Problem", "classify", "descent", "distance", "exact_flow", "fitted_order", "follow", "last", "regress"]
 
 
 class Problem(NamedTuple):
@@ -85,6 +85,11 @@ def follow(make: Callable, gradient: Callable, start, learning_rate, num_updates
         return optax.apply_updates(weights, updates), state
 
     return jax.lax.fori_loop(0, num_updates, step, (start, transform.init(start)))[0]
+
+
+def last(tree):
+    """The last of what its leaves are led by."""
+    return jax.tree.map(lambda leaf: leaf[-1], tree)
 
 
 def distance(a, b) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, regress
+from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, last, regress
 from experiments.integrators.methods import ON_THE_FLOW
 
 __all__ = ["FLOWS", "measure_shuffling", "order_when_reversed"]
@@ -36,7 +36,7 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
         epochs = 2 * round(config.shuffling_time / rate / MINIBATCHES / 2)
         times = jnp.array([epochs * MINIBATCHES * rate])
         ends = {
-            name: _last(exact_flow(field, problem.start, times, rate / 4 * jnp.array(w))) for name, w in FLOWS.items()
+            name: last(exact_flow(field, problem.start, times, rate / 4 * jnp.array(w))) for name, w in FLOWS.items()
         }
         effect = distance(ends["loss"], ends["both"])
         key_random, key_reversed = jax.random.split(jax.random.fold_in(key_orders, epochs))
@@ -51,7 +51,7 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
             noise = jnp.sqrt(sum(jnp.sum(leaf.var(0)) for leaf in jax.tree.leaves(runs)) / config.shuffles)
             found[name, rate] = {flow: distance(mean, end) / effect for flow, end in ends.items()}
             found[name, rate] |= {"standard_error": float(noise) / effect, "effect": effect}
-            found[name, rate]["reversed"] = distance(_last(run(there_and_back)), ends["loss"])
+            found[name, rate]["reversed"] = distance(last(run(there_and_back)), ends["loss"])
     return found
 
 
@@ -93,7 +93,3 @@ def _ends(make, loss, minibatches, start, rate, orders):
 
     one = lambda order: jax.lax.scan(step, (start, transform.init(start)), order)[0][0]
     return jax.vmap(one)(orders)
-
-
-def _last(tree):
-    return jax.tree.map(lambda leaf: leaf[-1], tree)
