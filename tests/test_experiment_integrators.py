@@ -80,18 +80,16 @@ def test_seeds_that_tune_are_not_those_that_are_told(monkeypatch):
 
 
 def test_a_trained_optimizer_is_not_trained_again(tmp_path, monkeypatch):
-    from experiments.integrators import stages
-
     calls = []
 
     def fake(*arguments):
         calls.append(arguments)
         return Trained(*(np.arange(2.0) + k for k in range(len(Trained._fields))))
 
-    monkeypatch.setattr(stages, "train", fake)
+    monkeypatch.setattr(training, "train", fake)
     path = tmp_path / "mlp-sgd.npz"
     (tmp_path / "mlp-sgd.partial.npz").write_bytes(b"half of")
-    first, second = (stages._kept(path, None, "mlp", 60, "sgd", None) for _ in range(2))
+    first, second = (training.train_or_read(path, None, "mlp", 60, "sgd", None) for _ in range(2))
     assert len(calls) == 1
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)

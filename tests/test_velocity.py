@@ -17,7 +17,12 @@ from gfm_jax.solve import solve_flow
 CURVATURE = np.array([[0.5, 1.0, 3.0], [1.5, 0.7, 1.2]])
 COUPLING = 0.2 * np.cos(np.arange(36.0).reshape(6, 6))
 START = np.array([[1.0, -2.0, 0.5], [0.8, 1.5, -1.0]])
-ROTATION = ((1.5, -0.5, 0.0), 40)  # Newton and Schulz's iteration, to the end
+
+
+def muon(decay, nesterov=True):
+    """Of one matrix, with Newton and Schulz's iteration to the end."""
+    axes = optax.contrib.MuonDimensionNumbers(0, 1)  # which older versions do not find out by themselves
+    return optax.contrib.scale_by_muon((1.5, -0.5, 0.0), 40, decay, nesterov=nesterov, weight_dimension_numbers=axes)
 
 
 def gradient(weights):
@@ -77,12 +82,10 @@ PAIRS = {
         lambda lr: optax.lion(lr, 0.9, b2(lr), weight_decay=0.1), lambda lr: velocity.lion(0.9, b2(lr), 0.1), 0.2
     ),
     "muon": Pair(
-        chained(lambda lr: optax.contrib.scale_by_muon(*ROTATION, b1(lr), nesterov=False)),
+        chained(lambda lr: muon(b1(lr), nesterov=False)),
         lambda lr: velocity.muon(b1(lr), nesterov=False),
     ),
-    "muon with nesterov's momentum": Pair(
-        chained(lambda lr: optax.contrib.scale_by_muon(*ROTATION, b1(lr))), lambda lr: velocity.muon(b1(lr))
-    ),
+    "muon with nesterov's momentum": Pair(chained(lambda lr: muon(b1(lr))), lambda lr: velocity.muon(b1(lr))),
     "schedule_free": Pair(
         functools.partial(optax.contrib.schedule_free_sgd, b1=0.9, weight_decay=0.0),
         lambda lr: velocity.schedule_free(),

@@ -19,7 +19,7 @@ from experiments.integrators.fidelity import measure_fidelity
 from experiments.integrators.figures import FIGURES
 from experiments.integrators.methods import ON_THE_FLOW
 from experiments.integrators.shuffling import FLOWS, measure_shuffling, order_when_reversed
-from experiments.integrators.training import Trained, train
+from experiments.integrators.training import train_or_read
 from experiments.integrators.valley import walk
 from experiments.precision import double_precision
 from experiments.run_folder import RunFolder
@@ -96,7 +96,9 @@ def _training(folder, config, key):
     place.mkdir(exist_ok=True)
     for k, (task, num_gradients) in enumerate(zip(config.tasks, config.num_gradients, strict=True)):
         for name in tqdm(config.trained, desc=f"train {task}"):
-            fit = _kept(place / f"{task}-{name}.npz", config, task, num_gradients, name, jax.random.fold_in(key, k))
+            fit = train_or_read(
+                place / f"{task}-{name}.npz", config, task, num_gradients, name, jax.random.fold_in(key, k)
+            )
             folder.add(
                 f"training/{task}",
                 name,
@@ -107,15 +109,3 @@ def _training(folder, config, key):
             )
             arrays |= {f"training/{task}/{name}/{field}": np.asarray(value) for field, value in fit._asdict().items()}
     return arrays
-
-
-def _kept(path, config, task, num_gradients, name, key) -> Trained:
-    """Trained now, or read where a run that was stopped left it; written beside and renamed, so that it is whole."""
-    if path.exists():
-        with np.load(path) as stored:
-            return Trained(**stored)
-    fit = train(config, task, num_gradients, name, key)
-    temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, **fit._asdict())
-    temporary.replace(path)
-    return fit

@@ -1,6 +1,7 @@
 """Training at equal gradient budgets, each optimizer at its own best learning rate."""
 
 import functools
+import pathlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from gfm_jax.pytrees import unravel
 from gfm_jax.tasks import classification
 from gfm_jax.trajectories import record_many, save_steps
 
-__all__ = ["Trained", "task_of", "train"]
+__all__ = ["Trained", "task_of", "train", "train_or_read"]
 
 FIRST_RATE = {"adam": 0.002, "adam_by_heun": 0.002}  # in the middle of the grid; of all others .1
 
@@ -94,6 +95,18 @@ def train(config, task_name: str, num_gradients: int, method_name: str, key: jax
         accuracy,
         np.array(seconds),
     )
+
+
+def train_or_read(path: pathlib.Path, *arguments) -> Trained:
+    """Trained now, or read where a run that was stopped left it; written beside and renamed, so that it is whole."""
+    if path.exists():
+        with np.load(path) as stored:
+            return Trained(**stored)
+    fit = train(*arguments)
+    temporary = path.with_suffix(".partial.npz")
+    np.savez(temporary, **fit._asdict())
+    temporary.replace(path)
+    return fit
 
 
 def _run(config, task_name, num_gradients, method_name, keys, rates):
