@@ -21,7 +21,8 @@ START = np.array([[1.0, -2.0, 0.5], [0.8, 1.5, -1.0]])
 
 def muon(decay, nesterov=True):
     """Of one matrix, with Newton and Schulz's iteration to the end."""
-    axes = optax.contrib.MuonDimensionNumbers(0, 1)  # which older versions do not find out by themselves
+    # Older versions do not find out the axes, and scale the update where there are more outputs than inputs.
+    axes = optax.contrib.MuonDimensionNumbers(1, 0)
     return optax.contrib.scale_by_muon((1.5, -0.5, 0.0), 40, decay, nesterov=nesterov, weight_dimension_numbers=axes)
 
 
