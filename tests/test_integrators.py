@@ -19,11 +19,11 @@ every_tableau = pytest.mark.parametrize("name", runge_kutta.TABLEAUS)
 
 
 def of_scheme(name, learning_rate):
-    return multistep._recipe(learning_rate, multistep.SCHEMES[name])
+    return multistep.linear_multistep(learning_rate, multistep.SCHEMES[name])
 
 
 def of_tableau(name, learning_rate):
-    return runge_kutta._recipe(learning_rate, runge_kutta.TABLEAUS[name])
+    return runge_kutta.explicit_runge_kutta(learning_rate, runge_kutta.TABLEAUS[name])
 
 
 # --- order ------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from gfm_jax.optimizers import (
     HEUN,
     chebyshev,
     chebyshev_interval,
+    explicit_runge_kutta,
     joint_runge_kutta,
+    linear_multistep,
     multistep,
     runge_kutta,
-    scale_by_linear_multistep,
 )
 
 __all__ = ["NUM_TRAIN", "ON_THE_FLOW", "TRAINED", "Method"]
@@ -44,18 +45,12 @@ class Method(NamedTuple):
 
 
 def _multistep(scheme):
-    def make(learning_rate):
-        scale = scale_by_linear_multistep(scheme.mu, scheme.b, scheme.start)
-        return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
-
+    make = functools.partial(linear_multistep, scheme=scheme)
     return Method(make, 1, scheme.order, scheme.stability, scheme.noise, (scheme.mu, scheme.b))
 
 
 def _runge_kutta(tableau):
-    def make(learning_rate):
-        scale = runge_kutta.scale_by_runge_kutta(tableau, learning_rate)
-        return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
-
+    make = functools.partial(explicit_runge_kutta, tableau=tableau)
     return Method(make, len(tableau.b), tableau.order, tableau.stability)
 
 

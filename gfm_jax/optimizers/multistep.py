@@ -27,6 +27,7 @@ __all__ = [
     "adams_bashforth",
     "extrapolated_bdf2",
     "lagrange_sgd",
+    "linear_multistep",
     "scale_by_linear_multistep",
     "taylor_sgd",
 ]
@@ -184,9 +185,19 @@ def _rows(mu, b, start):
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def _recipe(learning_rate, scheme: Multistep):
+def linear_multistep(learning_rate: optax.ScalarOrSchedule, scheme: Multistep) -> optax.GradientTransformation:
+    """The optimizer of any table: `scale_by_linear_multistep`, then the learning rate.
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+      scheme: the rule.
+
+    Raises:
+      ValueError: for a negative rate, or as `scale_by_linear_multistep`.
+    """
     check_not_negative(learning_rate=learning_rate)
-    return optax.chain(_scale_by(scheme.mu, scheme.b, scheme.start), optax.scale_by_learning_rate(learning_rate))
+    scale = scale_by_linear_multistep(scheme.mu, scheme.b, scheme.start)
+    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def adams_bashforth(learning_rate: optax.ScalarOrSchedule, order: int = 2) -> optax.GradientTransformation:
@@ -200,7 +211,7 @@ def adams_bashforth(learning_rate: optax.ScalarOrSchedule, order: int = 2) -> op
       learning_rate: a number, not negative, or a schedule.
       order: 1 (gradient descent), 2 or 3: one gradient an update gives nothing higher a start of its order.
     """
-    return _recipe(learning_rate, _among("order", order, ADAMS_BASHFORTH))
+    return linear_multistep(learning_rate, _among("order", order, ADAMS_BASHFORTH))
 
 
 def taylor_sgd(learning_rate: optax.ScalarOrSchedule, kind: str = "taylor4_opt") -> optax.GradientTransformation:
@@ -217,7 +228,7 @@ def taylor_sgd(learning_rate: optax.ScalarOrSchedule, kind: str = "taylor4_opt")
 
     Gradient descent as a numerical method, arXiv 2409.04707.
     """
-    return _recipe(learning_rate, _among("kind", kind, TAYLOR))
+    return linear_multistep(learning_rate, _among("kind", kind, TAYLOR))
 
 
 def extrapolated_bdf2(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
@@ -225,7 +236,7 @@ def extrapolated_bdf2(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTr
 
     .. math:: u_k = \tfrac{1}{3} u_{k-1} - lr \Big(\tfrac{4}{3} g_k - \tfrac{2}{3} g_{k-1}\Big)
     """
-    return _recipe(learning_rate, EXTRAPOLATED_BDF2)
+    return linear_multistep(learning_rate, EXTRAPOLATED_BDF2)
 
 
 def lagrange_sgd(learning_rate: optax.ScalarOrSchedule, points: int = 3) -> optax.GradientTransformation:
@@ -235,7 +246,9 @@ def lagrange_sgd(learning_rate: optax.ScalarOrSchedule, points: int = 3) -> opta
 
     with 3 points, whose root -1 nothing damps; with 4 the root is -2.69.
     """
-    return _recipe(learning_rate, _among("points", points, LAGRANGE))
+    check_not_negative(learning_rate=learning_rate)
+    scheme = _among("points", points, LAGRANGE)
+    return optax.chain(_scale_by(scheme.mu, scheme.b, scheme.start), optax.scale_by_learning_rate(learning_rate))
 
 
 def _among(name, asked, table):

@@ -22,6 +22,7 @@ __all__ = [
     "ScaleByRungeKuttaState",
     "Tableau",
     "check_stages",
+    "explicit_runge_kutta",
     "heun",
     "midpoint",
     "ralston",
@@ -131,25 +132,28 @@ def _mix(row, stages):
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def _recipe(learning_rate, tableau):
+def explicit_runge_kutta(
+    learning_rate: optax.ScalarOrSchedule, tableau: Tableau
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of any tableau: `scale_by_runge_kutta`, then the learning rate; arguments as there."""
     return optax.chain(scale_by_runge_kutta(tableau, learning_rate), optax.scale_by_learning_rate(learning_rate))
 
 
 def heun(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """Heun's method: the mean of the gradient here and a step ahead; order 2, two gradients."""
-    return _recipe(learning_rate, HEUN)
+    return explicit_runge_kutta(learning_rate, HEUN)
 
 
 def midpoint(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """The midpoint rule: the gradient half a step ahead; order 2, two gradients."""
-    return _recipe(learning_rate, MIDPOINT)
+    return explicit_runge_kutta(learning_rate, MIDPOINT)
 
 
 def ralston(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """Ralston's method, of the least error bound among two stages; order 2, two gradients."""
-    return _recipe(learning_rate, RALSTON)
+    return explicit_runge_kutta(learning_rate, RALSTON)
 
 
 def rk4(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """The classical Runge-Kutta method; order 4, four gradients."""
-    return _recipe(learning_rate, RK4)
+    return explicit_runge_kutta(learning_rate, RK4)

@@ -93,9 +93,8 @@ def _train(weights, draws, loss, data, optimizer, learning_rate, saves, keep, dt
         weights, state, sums = carry
         draw = jax.tree.map(lambda leaf: leaf[k], draws)
         loss, gradient = gradient_of(weights, data, draw)
-        more = lambda weights: gradient_of(weights, data, draw)[
-            1
-        ]  # for those with several stages, on the same minibatch
+        # For methods with several stages: the gradient elsewhere, on the same minibatch.
+        more = lambda weights: gradient_of(weights, data, draw)[1]
         updates, state = transform.update(gradient, state, weights, grad_fn=more)
         weights = optax.apply_updates(weights, updates)
         return weights, state, jax.tree.map(jnp.add, sums, summed(loss, gradient, weights))
