@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, last, regress
+from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, regress
 from gfm_jax import optimizers
 from gfm_jax.optimizers import multistep, runge_kutta, stability
 
@@ -42,7 +42,7 @@ def flow(x64):
     return (
         problem.gradient,
         problem.start,
-        last(exact_flow(descent(problem.gradient), problem.start, jnp.array([4.0]))),
+        exact_flow(descent(problem.gradient), problem.start, 4.0),
         4.0,
     )
 
@@ -73,8 +73,7 @@ def test_order_on_the_momentum_equation(method, declared, friction):
     problem = regress(jax.random.key(0))
     gradient, start = problem.gradient, problem.start
     field = lambda x: (x[1], jax.tree.map(lambda g, p: -g - friction * p, gradient(x[0]), x[1]))
-    ends = exact_flow(field, (start, optax.tree.zeros_like(start)), jnp.array([4.0]))
-    end = last(ends[0])
+    end, _ = exact_flow(field, (start, optax.tree.zeros_like(start)), 4.0)
     make = functools.partial(method, friction=friction)
     assert order(make, gradient, start, end, 4.0) == pytest.approx(declared, abs=0.1)
 
@@ -91,7 +90,7 @@ def test_order_of_adam_as_a_joint_field(tableau):
         return moved, jax.tree.map(jnp.subtract, state, x[1])
 
     as_time = jax.tree.map(lambda leaf: leaf.astype(float), adam.init(start))
-    end = last(exact_flow(field, (start, as_time), jnp.array([time]))[0])
+    end, _ = exact_flow(field, (start, as_time), time)
     make = lambda step: optimizers.joint_runge_kutta(adam, tableau, step)
     assert order(make, gradient, start, end, time) == pytest.approx(tableau.order, abs=0.1)
 
@@ -102,7 +101,7 @@ def test_order_two_survives_a_schedule_before_the_learning_rate_only():
     problem = regress(jax.random.key(0))
     gradient, start = problem.gradient, problem.start
     time, shape = 4.0, lambda x: 1 + 0.9 * jnp.cos(jnp.pi * x)
-    end = last(exact_flow(descent(gradient), start, jnp.array([time])))
+    end = exact_flow(descent(gradient), start, time)
     far = {"before": [], "after": []}
     for num in (320, 640):
         rates = shape(jnp.arange(num) / num)
@@ -335,7 +334,7 @@ def test_step_control_keeps_to_its_tolerance_and_knows_the_time(flow):
             weights = optax.apply_updates(weights, updates)
         assert int(state.accepted) + int(state.refused) == 60
         assert int(state.refused) >= 1  # the first rate is far too large
-        far.append(distance(weights, last(exact_flow(descent(gradient), start, state.time[None]))))
+        far.append(distance(weights, exact_flow(descent(gradient), start, state.time)))
     assert far[0] < 1e-2
     assert far[1] < far[0] / 20
 

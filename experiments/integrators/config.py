@@ -47,7 +47,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         preset="smoke", methods=("sgd", "adams_bashforth_2", "heun"), num_starts=2, order_updates=(40, 80),
-        stability_updates=400, noise_updates=2000, fidelity_gradients=(40, 80), fidelity_images=20, fidelity_time=2.0,
+        stability_updates=400, noise_updates=2000, fidelity_gradients=(80, 160), fidelity_images=20, fidelity_time=2.0,
         shuffles=50, shuffling_rates=(0.4, 0.2), shuffling_time=2.0, trained=("sgd", "adams_bashforth_2"), tasks=("mlp",),
         num_gradients=(60,), num_saves=4, tuning_seeds=2, fresh_seeds=4, first_rates=4,
     ),

@@ -1,10 +1,12 @@
 """What every method declares of itself, beside what is worked out and what is measured: order, stability, noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, last, regress
+from experiments.integrators.flow import descent, distances, exact_flow, fitted_order, follow, regress, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.optimizers import stability
 
@@ -15,20 +17,22 @@ TIME = 4.0  # of the gradient flow on which orders are fitted
 
 def measure_order(config, key: jax.Array) -> dict[str, np.ndarray]:
     """Distances to the flow of a perceptron with 41 weights, by method [starts, numbers of updates]."""
-    updates = config.order_updates
-    found = {name: np.zeros((config.num_starts, len(updates))) for name in config.methods}
-    for k in range(config.num_starts):
-        problem = regress(jax.random.fold_in(key, k))
-        end = last(exact_flow(descent(problem.gradient), problem.start, jnp.array([TIME])))
-        for name in config.methods:
-            ends = [follow(ON_THE_FLOW[name].make, problem.gradient, problem.start, TIME / num, num) for num in updates]
-            found[name][k] = [distance(other, end) for other in ends]
+    problems = [regress(jax.random.fold_in(key, k)) for k in range(config.num_starts)]
+    gradient = problems[0].gradient  # of one network, on the examples that it is given
+    starts, examples = (stack([getattr(problem, field) for problem in problems]) for field in ("start", "examples"))
+    flow = functools.partial(exact_flow, descent(gradient))
+    ends = jax.vmap(flow, (0, None, 0))(starts, TIME, examples)
+    found = {}
+    for name in config.methods:
+        run = jax.vmap(functools.partial(follow, ON_THE_FLOW[name].make, gradient), (0, None, None, 0))
+        others = [run(starts, TIME / num, num, examples) for num in config.order_updates]
+        found[name] = np.stack([distances(other, ends) for other in others], axis=1)
     return found
 
 
-def orders(config, distances: np.ndarray) -> list[float]:
+def orders(config, far: np.ndarray) -> list[float]:
     """The fitted order from each start."""
-    return [fitted_order(1 / np.array(config.order_updates), row) for row in distances]
+    return [fitted_order(1 / np.array(config.order_updates), row) for row in far]
 
 
 def measure_stability(config, name: str) -> float:

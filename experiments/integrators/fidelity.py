@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import classify, descent, exact_flow
+from experiments.integrators.flow import classify, descent, distances, exact_flow, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.datasets import load
 
@@ -23,7 +23,7 @@ def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
     some = slice(config.fidelity_images)
     problems = [classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
     gradient = problems[0].gradient  # of one and the same loss
-    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(problem.start for problem in problems))
+    starts = stack([problem.start for problem in problems])
     flow = functools.partial(_flow, descent(gradient))
     begins = jax.tree.map(
         lambda leaf: jnp.repeat(leaf[:, None], SEGMENTS, axis=1), starts
@@ -37,7 +37,7 @@ def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
             segments = SEGMENTS if num % (20 * SEGMENTS) == 0 else 1
             rate = config.fidelity_time / updates
             saved = make(starts, rate, updates // segments, segments)
-            far[name, num] = _norms(jax.tree.map(lambda run, end: run[:, -1] - end, saved, ends))
+            far[name, num] = np.asarray(distances(jax.tree.map(lambda run: run[:, -1], saved), ends))
             if segments > 1:
                 off[name, num] = _target_errors(flow, saved, config.fidelity_time / segments)
     return far, off
@@ -70,19 +70,10 @@ def _target_errors(flow, saved, time):
         jax.tree.map(lambda leaf, part=part: leaf[:, part], saved) for part in (slice(None, -1), slice(1, None))
     )
     true = flow(begin, time)
-    over_segments = lambda tree: jnp.sqrt(sum(jnp.sum(leaf**2, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)))
-    error = over_segments(jax.tree.map(jnp.subtract, end, true)) / over_segments(
-        jax.tree.map(jnp.subtract, true, begin)
-    )
-    return np.asarray(error)
+    return np.asarray(distances(end, true) / distances(true, begin))
 
 
-def _norms(trees):
-    return np.asarray(jax.vmap(optax.tree.norm)(trees))
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def _flow(field, starts, time):
-    """Where the flow is after that time, from all starts."""
-    one = lambda start: jax.tree.map(lambda leaf: leaf[-1], exact_flow(field, start, jnp.stack([time])))
-    return jax.vmap(jax.vmap(one))(starts)
+    """Where the flow is after that time, from starts that are led by two axes."""
+    one = functools.partial(exact_flow, field)
+    return jax.vmap(jax.vmap(one, (0, None)), (0, None))(starts, time)

@@ -11,9 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gfm_jax.networks import MLP
+from gfm_jax.networks import MLP, init_network
 
-__all__ = ["Problem", "classify", "descent", "distance", "exact_flow", "fitted_order", "follow", "last", "regress"]
+__all__ = [
+    "Problem",
+    "classify",
+    "descent",
+    "distance",
+    "distances",
+    "exact_flow",
+    "fitted_order",
+    "follow",
+    "regress",
+    "stack",
+]
 
 
 class Problem(NamedTuple):
@@ -49,7 +60,7 @@ def classify(key: jax.Array, images: np.ndarray, labels: np.ndarray, num_hidden:
 
 def _start(network, key, inputs):
     """In the precision of the inputs, which flax does not ask about."""
-    return jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), network.init(key, inputs))
+    return jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), init_network(network, key, inputs))
 
 
 def descent(gradient: Callable) -> Callable:
@@ -57,39 +68,40 @@ def descent(gradient: Callable) -> Callable:
     return lambda x, *rest: jax.tree.map(jnp.negative, gradient(x, *rest))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def exact_flow(field: Callable, start, times, *rest):
-    """Where x' = field(x, ...) leads from `start`, at each of the rising times, to ten digits."""
+# Takes longer to optimise than to run.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+def exact_flow(field: Callable, start, time, *rest):
+    """Where x' = field(x, ...) leads from `start` in that time, to ten digits."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, x, _: field(x, *rest)),
         diffrax.Dopri8(),
         0.0,
-        times[-1],
+        time,
         dt0=None,
         y0=start,
-        saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.PIDController(rtol=1e-10, atol=1e-12),
         max_steps=100_000,
     )
-    return solution.ys
+    return jax.tree.map(lambda leaf: leaf[-1], solution.ys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def follow(make: Callable, gradient: Callable, start, learning_rate, num_updates):
-    """The weights after so many updates of `make(learning_rate)`; one program for every rate and number."""
+def follow(make: Callable, gradient: Callable, start, learning_rate, num_updates, *rest):
+    """The weights after so many updates of make(learning_rate) along gradient(x, ...): one program for all rates, numbers."""
+    along = lambda weights: gradient(weights, *rest)
     transform = optax.with_extra_args_support(make(learning_rate))
 
     def step(_, carry):
         weights, state = carry
-        updates, state = transform.update(gradient(weights), state, weights, grad_fn=gradient)
+        updates, state = transform.update(along(weights), state, weights, grad_fn=along)
         return optax.apply_updates(weights, updates), state
 
     return jax.lax.fori_loop(0, num_updates, step, (start, transform.init(start)))[0]
 
 
-def last(tree):
-    """The last of what its leaves are led by."""
-    return jax.tree.map(lambda leaf: leaf[-1], tree)
+def stack(trees):
+    """Trees of one structure as one tree, led by their number."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def distance(a, b) -> float:
@@ -97,6 +109,12 @@ def distance(a, b) -> float:
     return float(optax.tree.norm(optax.tree.sub(a, b)))
 
 
-def fitted_order(steps: np.ndarray, distances: np.ndarray) -> float:
+@jax.jit
+def distances(a, b):
+    """Those of trees led by their number, one by one."""
+    return jax.vmap(lambda one, other: optax.tree.norm(optax.tree.sub(one, other)))(a, b)
+
+
+def fitted_order(steps: np.ndarray, far: np.ndarray) -> float:
     """The slope of log distance over log step, by least squares."""
-    return float(np.polyfit(np.log(steps), np.log(distances), 1)[0])
+    return float(np.polyfit(np.log(steps), np.log(far), 1)[0])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, last, regress
+from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, regress
 from experiments.integrators.methods import ON_THE_FLOW
 
 __all__ = ["FLOWS", "measure_shuffling", "order_when_reversed"]
@@ -34,10 +34,8 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
     found, field = {}, _field(problem, minibatches)
     for rate in config.shuffling_rates:
         epochs = 2 * round(config.shuffling_time / rate / MINIBATCHES / 2)
-        times = jnp.array([epochs * MINIBATCHES * rate])
-        ends = {
-            name: last(exact_flow(field, problem.start, times, rate / 4 * jnp.array(w))) for name, w in FLOWS.items()
-        }
+        time = epochs * MINIBATCHES * rate
+        ends = {name: exact_flow(field, problem.start, time, rate / 4 * jnp.array(w)) for name, w in FLOWS.items()}
         effect = distance(ends["loss"], ends["both"])
         key_random, key_reversed = jax.random.split(jax.random.fold_in(key_orders, epochs))
         orders = jax.vmap(functools.partial(_epochs, num=epochs))(jax.random.split(key_random, config.shuffles))
@@ -46,12 +44,13 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
         orders = orders.reshape(config.shuffles, -1)
         for name in config.methods:
             run = functools.partial(_ends, ON_THE_FLOW[name].make, problem.loss, minibatches, problem.start, rate)
-            runs = run(orders)
+            runs = run(jnp.concatenate([orders, there_and_back]))
+            runs, reversed_run = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(-1), -1))
             mean = jax.tree.map(lambda leaf: leaf.mean(0), runs)
             noise = jnp.sqrt(sum(jnp.sum(leaf.var(0)) for leaf in jax.tree.leaves(runs)) / config.shuffles)
             found[name, rate] = {flow: distance(mean, end) / effect for flow, end in ends.items()}
             found[name, rate] |= {"standard_error": float(noise) / effect, "effect": effect}
-            found[name, rate]["reversed"] = distance(last(run(there_and_back)), ends["loss"])
+            found[name, rate]["reversed"] = distance(reversed_run, ends["loss"])
     return found
 
 
