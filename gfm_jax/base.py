@@ -1,8 +1,8 @@
 """The grammar: the records that every floor of the house speaks, on one page.
 
 Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
-Records of functions (`Interpolant`, `Network`, `Forecaster`, `Generator`, `OptimizerField`) are closed over. A `Task` is
-both: its `data` cross, its functions are closed over.
+Records of functions (`Interpolant`, `Network`, `Forecaster`, `Encoder`, `Generator`, `OptimizerField`) are closed over. A
+`Task` is both: its `data` cross, its functions are closed over.
 
 A point `x: [dim]` may be a sample, a latent code, a whole weight vector, or one coordinate of it. Functions act on ONE
 point or ONE run; the caller maps them with `jax.vmap`.
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = [
     "Context",
+    "Encoder",
     "Forecast",
     "Forecaster",
     "Generator",
@@ -196,6 +197,23 @@ class Forecaster(NamedTuple):
 
     fit: Callable[..., PyTree]
     forecast: Callable[[PyTree, Trajectory, Horizon], Forecast]
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+class Encoder(NamedTuple):
+    """A way to write weights as codes, and back.
+
+    Attributes:
+      fit: `(key, weights [num, dim], ...) -> params`.
+      encode: `(params, w [dim]) -> z [codes]`, of one network.
+      decode: `(params, z) -> w`.
+    """
+
+    fit: Callable[..., PyTree]
+    encode: Callable[[PyTree, Array], Array]
+    decode: Callable[[PyTree, Array], Array]
 
 
 # --- generators -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,33 @@
+"""Encoders: weights as codes, and their canonical form."""
+
+from gfm_jax.encoders.autoencoder import AutoencoderRecipe, autoencoder
+from gfm_jax.encoders.canonical import balance, canonical, match
+from gfm_jax.encoders.linear import chain, identity, pca, standardized
+from gfm_jax.encoders.symmetry import (
+    Element,
+    Family,
+    Symmetry,
+    act,
+    change_of_outputs,
+    find_symmetry,
+    random_element,
+)
+
+__all__ = [
+    "AutoencoderRecipe",
+    "Element",
+    "Family",
+    "Symmetry",
+    "act",
+    "autoencoder",
+    "balance",
+    "canonical",
+    "chain",
+    "change_of_outputs",
+    "find_symmetry",
+    "identity",
+    "match",
+    "pca",
+    "random_element",
+    "standardized",
+]

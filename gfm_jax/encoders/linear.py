@@ -1,0 +1,118 @@
+"""Codes that are linear in the weights: the weights themselves, standardized, or their principal components."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Encoder
+from gfm_jax.checks import check_finite
+
+__all__ = ["chain", "identity", "pca", "standardized"]
+
+
+class Standard(NamedTuple):
+    """The mean of the weights and one deviation for all of them, or one for each."""
+
+    mean: Float[Array, " dim"]
+    std: Float[Array, "*dim"]
+
+
+class Components(NamedTuple):
+    """The mean of the weights, and directions of unit length, rows, each with the deviation along it."""
+
+    mean: Float[Array, " dim"]
+    directions: Float[Array, "codes dim"]
+    std: Float[Array, " codes"]
+
+
+def identity() -> Encoder:
+    """z = w."""
+    return Encoder(lambda key, weights: (), lambda params, w: w, lambda params, z: z)
+
+
+def standardized(by_coordinate: bool = False) -> Encoder:
+    r"""Weights of mean zero and deviation one.
+
+    .. math:: z = (w - \mu) / \sigma
+
+    Args:
+      by_coordinate: a deviation for every weight, so that those that hardly vary count as much as others; else one for all.
+
+    Returns:
+      An encoder; its `fit` raises ValueError for fewer than two networks.
+    """
+
+    def fit(key, weights):
+        check_weights(weights, 2)
+        std = weights.std(0) if by_coordinate else jnp.sqrt(weights.var(0).mean())
+        return Standard(weights.mean(0), jnp.where(std > 0, std, 1))
+
+    return Encoder(fit, lambda at, w: (w - at.mean) / at.std, lambda at, z: at.mean + at.std * z)
+
+
+def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
+    r"""The coordinates along the first principal components, by scikit-learn.
+
+    .. math:: z = \Lambda^{-1/2} U (w - \mu), \qquad \hat w = \mu + U^\top \Lambda^{1/2} z
+
+    Args:
+      num_codes: how many components, fewer than networks.
+      whiten: give every code deviation one: a flow from unit noise then moves all of them alike.
+
+    Returns:
+      An encoder; its `fit` raises ValueError for no more networks than components, or fewer weights.
+    """
+    if num_codes < 1:
+        raise ValueError(f"num_codes: expected at least 1 component, got {num_codes}")
+
+    def fit(key, weights):
+        check_weights(weights, num_codes + 1, f" for {num_codes} components")
+        if num_codes > weights.shape[1]:
+            raise ValueError(
+                f"num_codes: expected at most the {weights.shape[1]} weights of a network, got {num_codes}"
+            )
+        from sklearn.decomposition import PCA  # on first use: it takes a second
+
+        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))  # of the randomised solver
+        found = PCA(num_codes, random_state=seed).fit(np.asarray(weights))
+        std = np.sqrt(found.explained_variance_) if whiten else np.ones(num_codes)
+        arrays = (found.mean_, found.components_, np.where(std > 0, std, 1))
+        return Components(*(jnp.asarray(array, weights.dtype) for array in arrays))
+
+    encode = lambda at, w: at.directions @ (w - at.mean) / at.std
+    return Encoder(fit, encode, lambda at, z: at.mean + (at.std * z) @ at.directions)
+
+
+def chain(*encoders: Encoder) -> Encoder:
+    """One encoder after the other, each fitted to the codes of those before it."""
+
+    def fit(key, weights):
+        params, last = [], len(encoders) - 1
+        for number, (encoder, key_own) in enumerate(zip(encoders, jax.random.split(key, len(encoders)), strict=True)):
+            params.append(encoder.fit(key_own, weights))
+            if number < last:
+                weights = jax.jit(jax.vmap(functools.partial(encoder.encode, params[-1])))(weights)
+        return tuple(params)
+
+    def encode(params, w):
+        for encoder, own in zip(encoders, params, strict=True):
+            w = encoder.encode(own, w)
+        return w
+
+    def decode(params, z):
+        for encoder, own in zip(reversed(encoders), reversed(params), strict=True):
+            z = encoder.decode(own, z)
+        return z
+
+    return Encoder(fit, encode, decode)
+
+
+def check_weights(weights, least: int, why: str = "") -> None:
+    """Raises ValueError for weights that are not [num, dim] and finite, or of fewer networks than needed."""
+    if weights.ndim != 2 or len(weights) < least:
+        raise ValueError(f"weights: expected those of at least {least} networks{why}, [num, dim], got {weights.shape}")
+    check_finite("weights", weights)

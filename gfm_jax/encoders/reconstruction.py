@@ -1,0 +1,38 @@
+"""How much of a network is left after a round trip through its codes: in weights, in behaviour, and in nats."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["behavioural", "gaussian_kl", "relative_square"]
+
+
+def relative_square(found: Float[Array, "*shape"], target: Float[Array, "*shape"], scale) -> Float[Array, ""]:
+    r"""Mean squared error in units of scale^2."""
+    return jnp.mean((found - target) ** 2) / scale**2
+
+
+def behavioural(
+    outputs: Callable[[Array, Array], Array], found: Float[Array, " dim"], target: Float[Array, " dim"], inputs: Array
+) -> Float[Array, ""]:
+    r"""What the round trip changes in the outputs, in units of their own mean square.
+
+    .. math:: \frac{E_x |f_w(x) - f_{\hat w}(x)|^2}{E_x |f_w(x)|^2}
+
+    Means over the outputs of an example are left out, as softmax leaves them out. On behavioural losses of weight-space
+    encoders, arXiv 2503.17138.
+
+    Args:
+      outputs: `(w, inputs) -> [num, outputs]`.
+      found, target: weights.
+      inputs: examples to look at.
+    """
+    centred = lambda y: y - y.mean(-1, keepdims=True)
+    f_found, f_target = centred(outputs(found, inputs)), centred(outputs(target, inputs))
+    return jnp.mean((f_found - f_target) ** 2) / jnp.mean(f_target**2)
+
+
+def gaussian_kl(mean: Float[Array, " codes"], log_std: Float[Array, " codes"]) -> Float[Array, ""]:
+    r"""KL(N(mean, std^2) | N(0, 1)) in nats, a mean over codes."""
+    return jnp.mean((mean**2 + jnp.exp(2 * log_std) - 1) / 2 - log_std)

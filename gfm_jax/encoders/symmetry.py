@@ -1,0 +1,170 @@
+"""Symmetries of networks: units that may change places, and be rescaled, without changing what the network computes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float, Int, PyTree
+
+from gfm_jax.encoders.trace import trace_axes
+from gfm_jax.pytrees import ravel, unravel
+
+__all__ = [
+    "Element",
+    "Family",
+    "Symmetry",
+    "act",
+    "change_of_outputs",
+    "find_symmetry",
+    "flat",
+    "leaves_of",
+    "move",
+    "random_element",
+    "rescale",
+]
+
+
+class Family(NamedTuple):
+    """Units that may change places.
+
+    Attributes:
+      size: how many they are.
+      places: (leaf, axis) of every axis that runs over them, in the weights as `Symmetry` views them.
+      exponents: of every independent rescaling, how each place counts: a unit scaled by s multiplies its entries at place p
+        by s^e_p.
+    """
+
+    size: int
+    places: tuple[tuple[int, int], ...]
+    exponents: tuple[tuple[float, ...], ...]
+
+
+class Symmetry(NamedTuple):
+    """The group: of every leaf of the weights the shape in which each axis runs over one family, and the families."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    families: tuple[Family, ...]
+
+
+class Element(NamedTuple):
+    """Of every family, which unit comes to each place, and the logarithms of the factors of every rescaling."""
+
+    order: tuple[Int[Array, " size"], ...]
+    log_scale: tuple[Float[Array, "rescalings size"], ...]
+
+
+def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry:
+    r"""Finds the permutations and rescalings of hidden units that leave a network's outputs as they are.
+
+    .. math:: f_{g \cdot w}(x) = f_w(x) \quad \forall g
+
+    The network's own program is followed, operation by operation, whatever the architecture: dense layers, convolutions,
+    residual connections, normalisation, attention. Rescalings are found where all that acts on a unit is positively
+    homogeneous, as relu is. Of an operation that is not known no symmetry is claimed.
+
+    Args:
+      apply: `(weights, *inputs) -> outputs`.
+      weights: a pytree of arrays, or of their shapes.
+      *inputs: examples, or their shapes; at least two of a batch.
+
+    Returns:
+      The symmetry, of flat weights as `pytrees.ravel` makes them.
+    """
+    traced = trace_axes(apply, weights, *inputs)
+    places: dict[int, list] = {}
+    for leaf, legs in enumerate(traced.legs):
+        for axis, leg in enumerate(legs):
+            if leg.family not in traced.pinned:
+                places.setdefault(leg.family, []).append((leaf, axis, leg))
+    families = []
+    for family, found in places.items():
+        degrees = [leg.degree for _, _, leg in found]
+        exponents = _rescalings(degrees, traced.relations.get(family, []))
+        families.append(Family(found[0][2].size, tuple((leaf, axis) for leaf, axis, _ in found), exponents))
+    shapes = tuple(tuple(leg.size for leg in legs) for legs in traced.legs)
+    return Symmetry(shapes, tuple(families))
+
+
+def _rescalings(degrees, relations):
+    """A basis of the degrees of some axes, under linear relations among them and others."""
+    numbers = sorted({*degrees, *(number for row in relations for number in row)})
+    column = {number: i for i, number in enumerate(numbers)}
+    matrix = np.zeros((max(len(relations), 1), len(numbers)))
+    for i, row in enumerate(relations):
+        for number, coefficient in row.items():
+            matrix[i, column[number]] = coefficient
+    of_places = scipy.linalg.null_space(matrix)[[column[degree] for degree in degrees]]
+    basis = scipy.linalg.orth(of_places, rcond=1e-9).T
+    return tuple(tuple((row / np.abs(row).max()).round(9).tolist()) for row in basis)
+
+
+# --- the group acts ---------------------------------------------------------------------------------------------------
+
+
+def act(symmetry: Symmetry, element: Element, weights: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    """The weights with their units rescaled, then moved to their new places."""
+    leaves = leaves_of(symmetry, weights)
+    for family, order, log_scale in zip(symmetry.families, *element, strict=True):
+        leaves = move(family, rescale(family, leaves, log_scale), order)
+    return flat(leaves)
+
+
+def change_of_outputs(
+    key: Array, symmetry: Symmetry, apply: Callable, weights: PyTree, *inputs: PyTree
+) -> Float[Array, ""]:
+    """The largest change of an output under a random element of the group, in units of the largest output: rounding alone.
+
+    Args:
+      key: randomness of the element.
+      symmetry: as `find_symmetry` finds it.
+      apply, weights, inputs: as it takes them, with arrays.
+    """
+    moved = unravel(weights, act(symmetry, random_element(key, symmetry), ravel(weights)))
+    before, after = apply(weights, *inputs), apply(moved, *inputs)
+    return jnp.abs(after - before).max() / jnp.abs(before).max()
+
+
+def random_element(key: Array, symmetry: Symmetry, spread: float = 1.0) -> Element:
+    """Uniform permutations, and factors whose logarithms are N(0, spread^2)."""
+    keys = jax.random.split(key, (max(len(symmetry.families), 1), 2))
+    orders = [jax.random.permutation(k[0], family.size) for k, family in zip(keys, symmetry.families, strict=False)]
+    scales = [
+        spread * jax.random.normal(k[1], (len(family.exponents), family.size))
+        for k, family in zip(keys, symmetry.families, strict=False)
+    ]
+    return Element(tuple(orders), tuple(scales))
+
+
+def leaves_of(symmetry: Symmetry, weights: Float[Array, " dim"]) -> list[Array]:
+    """Flat weights as leaves each of whose axes runs over one family."""
+    stops = np.cumsum([int(np.prod(shape)) for shape in symmetry.shapes])
+    if weights.shape != (stops[-1],):
+        raise ValueError(f"weights: expected {stops[-1]} of the network of this symmetry, got shape {weights.shape}")
+    return [part.reshape(shape) for part, shape in zip(jnp.split(weights, stops[:-1]), symmetry.shapes, strict=True)]
+
+
+def flat(leaves: list[Array]) -> Float[Array, " dim"]:
+    """The reverse."""
+    return jnp.concatenate([leaf.ravel() for leaf in leaves])
+
+
+def rescale(family: Family, leaves: list[Array], log_scale: Float[Array, "rescalings size"]) -> list[Array]:
+    """Every unit of a family multiplied by its factor."""
+    leaves = list(leaves)
+    for exponents, logs in zip(family.exponents, log_scale, strict=True):
+        for (leaf, axis), exponent in zip(family.places, exponents, strict=True):
+            if exponent:
+                shape = [-1 if k == axis else 1 for k in range(leaves[leaf].ndim)]
+                leaves[leaf] = leaves[leaf] * jnp.exp(exponent * logs).astype(leaves[leaf].dtype).reshape(shape)
+    return leaves
+
+
+def move(family: Family, leaves: list[Array], order: Int[Array, " size"]) -> list[Array]:
+    """Every unit of a family in its new place."""
+    leaves = list(leaves)
+    for leaf, axis in family.places:
+        leaves[leaf] = jnp.take(leaves[leaf], order, axis=axis)
+    return leaves

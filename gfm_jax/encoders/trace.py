@@ -1,0 +1,78 @@
+"""Follow the units of a network from weight to weight: which axes carry the same units, and how each of them scales.
+
+The walk goes through the network's own program, its jaxpr, and knows no architecture. Every axis of every array is a product
+of legs; a leg runs over the units of one family, and each of its units counts with s^degree when that unit is scaled by s.
+What the walk does not know, it pins: no symmetry is claimed for it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import PyTree
+
+from gfm_jax.encoders.axes import Axes, Book, Leg
+from gfm_jax.encoders.axis_rules import RULES
+
+__all__ = ["Traced", "trace_axes"]
+
+
+class Traced(NamedTuple):
+    """What a walk found.
+
+    Attributes:
+      legs: of every leaf of the weights, all its axes one after the other, as products of legs.
+      pinned: families whose units must keep their places.
+      relations: by family, equations sum_i coefficient_i degree_i = 0, as dicts from number to coefficient.
+    """
+
+    legs: list[list[Leg]]
+    pinned: set[int]
+    relations: dict[int, list[dict[int, float | int]]]
+
+
+def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree) -> Traced:
+    """Walks through `apply(weights, *inputs)`; inputs and outputs stay in their places.
+
+    Args:
+      apply: the network.
+      weights: a pytree of arrays, or of their shapes.
+      *inputs: examples, or their shapes.
+    """
+    shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+    program = jax.make_jaxpr(apply)(shapes(weights), *map(shapes, inputs))
+    book = Book()
+    num_weights = len(jax.tree.leaves(weights))
+    arrays = [book.fresh(var.aval.shape) for var in program.jaxpr.invars[:num_weights]]
+    arrays += [book.pinned(var.aval.shape) for var in program.jaxpr.invars[num_weights:]]
+    constants = [book.constant(np.asarray(value)) for value in program.consts]
+    for output in _walk(book, program.jaxpr, constants, arrays):
+        book.pin(output)
+    legs = [[leg for axis in array.axes for leg in book.expand(axis)] for array in arrays[:num_weights]]
+    return Traced(legs, {root for family in book.fixed for root in book.roots(family)}, book.relations_by_root())
+
+
+def _walk(book: Book, jaxpr, constants: list[Axes], inputs: list[Axes]) -> list[Axes]:
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True))
+    read = lambda atom: book.constant(np.asarray(atom.val)) if isinstance(atom, core.Literal) else known[atom]
+    for eqn in jaxpr.eqns:
+        arrays, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
+        inner = next((eqn.params[key] for key in ("call_jaxpr", "jaxpr") if key in eqn.params), None)
+        if inner is not None and name in CALLS:
+            closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+            consts = [book.constant(np.asarray(value)) for value in closed.consts]
+            outputs = _walk(book, closed.jaxpr, consts, arrays)
+        elif name in RULES:
+            outputs = [RULES[name](book, eqn, *arrays)]
+        else:
+            for array in arrays:
+                book.pin(array)
+            outputs = [book.pinned(var.aval.shape) for var in eqn.outvars]
+        known |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+CALLS = ("pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
