@@ -206,7 +206,8 @@ class Encoder(NamedTuple):
     """A way to write weights as codes, and back.
 
     Attributes:
-      fit: `(key, weights [num, dim], ...) -> params`.
+      fit: `(key, weights [num, dim], *, folder=None, progress=None) -> params`; what takes long leaves in the folder what a
+        second call goes on from, and shows its progress under that name.
       encode: `(params, w [dim]) -> z [codes]`, of one network.
       decode: `(params, z) -> w`.
     """
@@ -225,13 +226,13 @@ class Generator(NamedTuple):
     Attributes:
       fit: `(key, data, cond=None, ...) -> params`, data [num, dim] and, where there are conditions, cond [num, conditions].
       generate: `(key, params, num, cond=None, ...) -> [num, dim]`.
-      velocity: `(params, t, x, cond) -> dx/dt`, of one point.
+      velocity: `(params, t, x, cond) -> dx/dt`, of one point; None for those that do not flow.
       flow_map: `(params, s, t, x, cond) -> X_{s,t}(x)`, of one point; None for those that have only a velocity.
     """
 
     fit: Callable[..., PyTree]
     generate: Callable[..., Array]
-    velocity: Callable[..., Array]
+    velocity: Callable[..., Array] | None = None
     flow_map: Callable[..., Array] | None = None
 
 

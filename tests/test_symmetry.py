@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import act, balance, canonical, change_of_outputs, find_symmetry, match, random_element
+from gfm_jax.encoders import (
+    act,
+    balance,
+    canonical,
+    change_of_outputs,
+    find_relabeling,
+    find_symmetry,
+    match,
+    random_element,
+    relabel,
+)
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import ravel, unravel
 
@@ -130,6 +140,22 @@ def test_balance_is_the_least_norm(key):
     first, second = (weights["params"][name]["kernel"] for name in ("hidden_0", "output"))
     into = jnp.sqrt(jnp.sum(first**2, 0))  # biases start at zero
     np.testing.assert_allclose(jnp.sum(found["hidden_0"]["kernel"] ** 2, 0), into * jnp.linalg.norm(second, axis=1))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["mlp", "cnn", "residual_norm", "attention"])
+def test_outputs_are_exchanged_by_exchanging_weights(name, key):
+    apply, tree, weights, inputs, _ = case(name)
+    relabeling = find_relabeling(apply, weights, inputs)
+    outputs = apply(weights, inputs)
+    order = jax.random.permutation(key, outputs.shape[-1])
+    moved = unravel(tree, jax.jit(functools.partial(relabel, relabeling))(order, ravel(weights)))
+    np.testing.assert_allclose(apply(moved, inputs), outputs[:, order], atol=1e-12)
+
+
+def test_outputs_that_are_no_units_of_a_layer():
+    with pytest.raises(ValueError, match="apply: expected outputs that are units of the network's last layer"):
+        find_relabeling(lambda w, x: jnp.cumsum(x @ w, -1), jnp.ones((3, 4)), jnp.ones((2, 3)))
 
 
 @pytest.mark.usefixtures("x64")

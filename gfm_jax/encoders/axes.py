@@ -108,6 +108,11 @@ class Book:
         for leg in self.expand(axis):
             if leg.family is not None:
                 self.fixed.add(leg.family)
+        self.weightless(axis)
+
+    def weightless(self, axis) -> None:
+        """Its units may change places, not scale."""
+        for leg in self.expand(axis):
             self.relate(leg, (leg.degree, 1))
 
     def relate(self, leg: Leg, *terms: tuple[int | None, float | int]) -> None:

@@ -20,7 +20,7 @@ def _combine(book, eqn, arrays, signs: list | None) -> Axes:
             for array, other in zip(full[1:], others, strict=True):
                 axis = _equal(book, axis, other, full[0].zero, array.zero)
             if constant_beside:
-                _weightless(book, axis)
+                book.weightless(axis)
         else:
             for other, sign in zip(others, signs[1:], strict=True):
                 axis = _product(book, axis, other, sign)
@@ -59,11 +59,6 @@ def _product(book, a, b, sign):
         book.relate(out, (first.degree, 1), (second.degree, sign), (out.degree, -1))
         legs.append(out)
     return tuple(legs)
-
-
-def _weightless(book, axis):
-    for leg in book.expand(axis):
-        book.relate(leg, (leg.degree, 1))
 
 
 def _alike(book, eqn, *arrays):  # add, sub, max, min
@@ -130,14 +125,14 @@ def _curved(book, eqn, *arrays):
     """A function of every entry that scales as nothing does."""
     array = _combine(book, eqn, arrays, None)
     for axis in array.axes:
-        _weightless(book, axis)
+        book.weightless(axis)
     return _to_degree_zero(book, array)
 
 
 def _reduce(book, eqn, array, *_):
     gone = eqn.params["axes"]
     for place in gone:
-        _weightless(book, array.axes[place])
+        book.weightless(array.axes[place])
     return Axes(tuple(axis for place, axis in enumerate(array.axes) if place not in gone), array.zero)
 
 
@@ -227,7 +222,7 @@ def _pad(book, eqn, array, filler):
     found = _where_unchanged(book, eqn, array)
     if not filler.zero:
         for axis in found.axes:
-            _weightless(book, axis)
+            book.weightless(axis)
     return found
 
 

@@ -33,7 +33,7 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Encoder:
       An encoder from weights to weights; decoding leaves them as they are.
     """
 
-    def fit(key: Array, weights: Float[Array, "num dim"]) -> Float[Array, " dim"]:
+    def fit(key: Array, weights: Float[Array, "num dim"], *, folder=None, progress=None) -> Float[Array, " dim"]:
         check_weights(weights, 1)
         return _reference(symmetry, rounds, weights)
 

@@ -1,6 +1,7 @@
 """Codes that are linear in the weights: the weights themselves, standardized, or their principal components."""
 
 import functools
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,12 @@ class Components(NamedTuple):
 
 def identity() -> Encoder:
     """z = w."""
-    return Encoder(lambda key, weights: (), lambda params, w: w, lambda params, z: z)
+
+    def fit(key, weights, *, folder=None, progress=None):
+        check_weights(weights, 1)
+        return ()
+
+    return Encoder(fit, lambda params, w: w, lambda params, z: z)
 
 
 def standardized(by_coordinate: bool = False) -> Encoder:
@@ -46,7 +52,7 @@ def standardized(by_coordinate: bool = False) -> Encoder:
       An encoder; its `fit` raises ValueError for fewer than two networks.
     """
 
-    def fit(key, weights):
+    def fit(key, weights, *, folder=None, progress=None):
         check_weights(weights, 2)
         std = weights.std(0) if by_coordinate else jnp.sqrt(weights.var(0).mean())
         return Standard(weights.mean(0), jnp.where(std > 0, std, 1))
@@ -69,7 +75,7 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1 component, got {num_codes}")
 
-    def fit(key, weights):
+    def fit(key, weights, *, folder=None, progress=None):
         check_weights(weights, num_codes + 1, f" for {num_codes} components")
         if num_codes > weights.shape[1]:
             raise ValueError(
@@ -90,10 +96,11 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
 def chain(*encoders: Encoder) -> Encoder:
     """One encoder after the other, each fitted to the codes of those before it."""
 
-    def fit(key, weights):
+    def fit(key, weights, *, folder=None, progress=None):
         params, last = [], len(encoders) - 1
         for number, (encoder, key_own) in enumerate(zip(encoders, jax.random.split(key, len(encoders)), strict=True)):
-            params.append(encoder.fit(key_own, weights))
+            own = None if folder is None else pathlib.Path(folder) / str(number)
+            params.append(encoder.fit(key_own, weights, folder=own, progress=progress))
             if number < last:
                 weights = jax.jit(jax.vmap(functools.partial(encoder.encode, params[-1])))(weights)
         return tuple(params)

@@ -18,11 +18,13 @@ __all__ = [
     "Symmetry",
     "act",
     "change_of_outputs",
+    "find_relabeling",
     "find_symmetry",
     "flat",
     "leaves_of",
     "move",
     "random_element",
+    "relabel",
     "rescale",
 ]
 
@@ -73,7 +75,33 @@ def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry
     Returns:
       The symmetry, of flat weights as `pytrees.ravel` makes them.
     """
-    traced = trace_axes(apply, weights, *inputs)
+    return _symmetry(trace_axes(apply, weights, *inputs))[0]
+
+
+def find_relabeling(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry:
+    r"""Finds how a network's outputs, the classes that it tells apart, can be exchanged by exchanging weights.
+
+    .. math:: f_{g \cdot w}(x) = g \cdot f_w(x)
+
+    Args:
+      apply, weights, inputs: as in `find_symmetry`; outputs are exchanged along their last axis.
+
+    Returns:
+      A symmetry of one family, the outputs, for `relabel`.
+
+    Raises:
+      ValueError: where the outputs are no units that can change places.
+    """
+    traced = trace_axes(apply, weights, *inputs, relabel=True)
+    symmetry, names = _symmetry(traced)
+    if len(traced.outputs) != 1 or traced.outputs[0] not in names:
+        raise ValueError("apply: expected outputs that are units of the network's last layer, to be exchanged")
+    outputs = symmetry.families[names.index(traced.outputs[0])]
+    return Symmetry(symmetry.shapes, (outputs._replace(exponents=()),))
+
+
+def _symmetry(traced):
+    """The group, and the numbers of its families."""
     places: dict[int, list] = {}
     for leaf, legs in enumerate(traced.legs):
         for axis, leg in enumerate(legs):
@@ -85,7 +113,7 @@ def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry
         exponents = _rescalings(degrees, traced.relations.get(family, []))
         families.append(Family(found[0][2].size, tuple((leaf, axis) for leaf, axis, _ in found), exponents))
     shapes = tuple(tuple(leg.size for leg in legs) for legs in traced.legs)
-    return Symmetry(shapes, tuple(families))
+    return Symmetry(shapes, tuple(families)), list(places)
 
 
 def _rescalings(degrees, relations):
@@ -125,6 +153,11 @@ def change_of_outputs(
     moved = unravel(weights, act(symmetry, random_element(key, symmetry), ravel(weights)))
     before, after = apply(weights, *inputs), apply(moved, *inputs)
     return jnp.abs(after - before).max() / jnp.abs(before).max()
+
+
+def relabel(relabeling: Symmetry, order: Int[Array, " outputs"], weights: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    """Weights of the network whose output k is what output order[k] was."""
+    return act(relabeling, Element((order,), (jnp.zeros((0, len(order))),)), weights)
 
 
 def random_element(key: Array, symmetry: Symmetry, spread: float = 1.0) -> Element:

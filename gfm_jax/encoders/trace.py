@@ -27,15 +27,18 @@ class Traced(NamedTuple):
       legs: of every leaf of the weights, all its axes one after the other, as products of legs.
       pinned: families whose units must keep their places.
       relations: by family, equations sum_i coefficient_i degree_i = 0, as dicts from number to coefficient.
+      outputs: the families that run over the last axis of the outputs.
     """
 
     legs: list[list[Leg]]
     pinned: set[int]
     relations: dict[int, list[dict[int, float | int]]]
+    outputs: list[int]
 
 
-def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree) -> Traced:
-    """Walks through `apply(weights, *inputs)`; inputs and outputs stay in their places.
+def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree, relabel: bool = False) -> Traced:
+    """Walks through `apply(weights, *inputs)`; inputs stay in their places, and so do outputs, unless `relabel` lets those
+    along their last axis be exchanged.
 
     Args:
       apply: the network.
@@ -49,10 +52,17 @@ def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree) -> Traced:
     arrays = [book.fresh(var.aval.shape) for var in program.jaxpr.invars[:num_weights]]
     arrays += [book.pinned(var.aval.shape) for var in program.jaxpr.invars[num_weights:]]
     constants = [book.constant(np.asarray(value)) for value in program.consts]
+    last: list[Leg] = []
     for output in _walk(book, program.jaxpr, constants, arrays):
+        if relabel and output.axes:
+            last += output.axes[-1]
+            book.weightless(output.axes[-1])
+            output = output._replace(axes=output.axes[:-1])
         book.pin(output)
     legs = [[leg for axis in array.axes for leg in book.expand(axis)] for array in arrays[:num_weights]]
-    return Traced(legs, {root for family in book.fixed for root in book.roots(family)}, book.relations_by_root())
+    pinned = {root for family in book.fixed for root in book.roots(family)}
+    outputs = [leg.family for leg in book.expand(last) if leg.family is not None]
+    return Traced(legs, pinned, book.relations_by_root(), outputs)
 
 
 def _walk(book: Book, jaxpr, constants: list[Axes], inputs: list[Axes]) -> list[Axes]:

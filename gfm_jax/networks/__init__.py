@@ -4,6 +4,18 @@ from gfm_jax.networks.cnn import CNN
 from gfm_jax.networks.initial import init_network
 from gfm_jax.networks.mlp import MLP, TimeMLP
 from gfm_jax.networks.sequence import LSTM, Transformer
+from gfm_jax.networks.sets import DeepSet, SetTransformer, WithContext
 from gfm_jax.networks.unet import UNet
 
-__all__ = ["CNN", "LSTM", "MLP", "TimeMLP", "Transformer", "UNet", "init_network"]
+__all__ = [
+    "CNN",
+    "LSTM",
+    "MLP",
+    "DeepSet",
+    "SetTransformer",
+    "TimeMLP",
+    "Transformer",
+    "UNet",
+    "WithContext",
+    "init_network",
+]

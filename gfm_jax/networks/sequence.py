@@ -3,7 +3,15 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-__all__ = ["LSTM", "Transformer"]
+__all__ = ["LSTM", "Transformer", "attend"]
+
+
+def attend(x, width: int, num_heads: int, i: int):
+    """Block i of a transformer, inside a module of its own: self-attention and a perceptron, each after a norm."""
+    y = nn.LayerNorm(name=f"norm_{i}a")(x)
+    x = x + nn.MultiHeadDotProductAttention(num_heads, name=f"attention_{i}")(y)
+    y = nn.gelu(nn.Dense(2 * width, name=f"up_{i}")(nn.LayerNorm(name=f"norm_{i}b")(x)))
+    return x + nn.Dense(width, name=f"down_{i}")(y)
 
 
 class LSTM(nn.Module):
@@ -41,9 +49,6 @@ class Transformer(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.02), (x.shape[-2], self.width))
         x = nn.Dense(self.width, name="embed")(x) + positions
         for i in range(self.num_layers):
-            y = nn.LayerNorm(name=f"norm_{i}a")(x)
-            x = x + nn.MultiHeadDotProductAttention(self.num_heads, name=f"attention_{i}")(y)
-            y = nn.gelu(nn.Dense(2 * self.width, name=f"up_{i}")(nn.LayerNorm(name=f"norm_{i}b")(x)))
-            x = x + nn.Dense(self.width, name=f"down_{i}")(y)
+            x = attend(x, self.width, self.num_heads, i)
         last = nn.LayerNorm(name="norm")(jnp.take(x, -1, axis=-2))
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="output")(last)
