@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
 from gfm_jax.checks import check_choices
-from gfm_jax.losses import empirical_path, flow_matching_loss
+from gfm_jax.losses import empirical_path, flow_matching_loss, guided
 from gfm_jax.methods.flow_data import (
     FlowData,
     FlowParams,
@@ -38,6 +38,7 @@ class VelocityRecipe(NamedTuple):
       replacement: whether a companion may come twice.
       interpolant: the path.
       std_0: standard deviation of the source N(0, std_0^2 I).
+      forget: share of the paths that forget their condition, in [0, 1): zeros in its place; needed for guidance.
       num_steps, batch_size, peak_rate, clip, average: of the fit, by Adam on a cosine; the average is over parameters.
       optimizer: another one, which makes `peak_rate` and `clip` its own affair.
       solver_steps: steps of Heun's method that generate.
@@ -48,6 +49,7 @@ class VelocityRecipe(NamedTuple):
     replacement: bool = False
     interpolant: Interpolant = linear
     std_0: float = 1.0
+    forget: float = 0.0
     num_steps: int = 10_000
     batch_size: int = 256
     peak_rate: float = 1e-3
@@ -72,10 +74,12 @@ def empirical_flow_matching(network: nn.Module, num_companions: int = 1, **choic
 
     Returns:
       A generator: `fit(key, data, cond=None, *, x_0=None, start=None, folder=None, mesh=None, progress=None)`, and
-      `generate(key, params, num, cond=None, *, x_0=None, num_steps=None, solver=None)`, in one compiled call.
+      `generate(key, params, num, cond=None, *, x_0=None, guidance=1.0, num_steps=None, solver=None)`, in one compiled call,
+      where a guidance above 1 moves away from what is generated without a condition.
 
     Raises:
-      ValueError: for an unknown choice, a std_0 that is not positive; in `fit` for M > 1 with conditions or with paired
+      ValueError: for an unknown choice, a std_0 that is not positive, a share outside [0, 1); in `generate` for guidance where
+        no condition was forgotten; in `fit` for M > 1 with conditions or with paired
         sources, whose closed form is another one.
 
     On the closed form of flow matching, arXiv 2506.03719, Algorithm 2.
@@ -84,6 +88,9 @@ def empirical_flow_matching(network: nn.Module, num_companions: int = 1, **choic
     recipe = VelocityRecipe(num_companions, **choices)
     if not recipe.std_0 > 0:
         raise ValueError(f"std_0: expected a Gaussian source of a positive standard deviation, got {recipe.std_0}")
+
+    if not 0 <= recipe.forget < 1:
+        raise ValueError(f"forget: expected a share in [0, 1), got {recipe.forget}")
 
     def velocity(params, t, x, cond=None):
         return network.apply(params.network, jnp.atleast_1d(t), x, cond)
@@ -123,6 +130,11 @@ def _objective(network, recipe):
     def sample(key, data: FlowData):
         key_ends, key_time, key_index = jax.random.split(key, 3)
         x_0, x_1, cond = draw_ends(key_ends, data, recipe.batch_size)
+        if recipe.forget and cond is not None:
+            forgotten = jax.random.bernoulli(
+                key_index, recipe.forget, (recipe.batch_size, 1)
+            )  # never beside companions
+            cond = jnp.where(forgotten, 0.0, cond)
         companions = None
         if recipe.num_companions > 1:
             own, index = _draw_index(recipe, key_index, len(data.x_1))
@@ -151,18 +163,27 @@ def _generate(
     cond=None,
     *,
     x_0=None,
+    guidance: float = 1.0,
     num_steps: int | None = None,
     solver: Any = None,
 ) -> Float[Array, "num dim"]:
+    if guidance != 1 and (cond is None or not recipe.forget):
+        raise ValueError(f"guidance: expected conditions, some of which the fit forgot, or 1, got {guidance}")
     x_0 = draw_sources(key, params, num) if x_0 is None else x_0
     kept = params._replace(history={})
-    return _solve_all(velocity, recipe.solver_steps if num_steps is None else num_steps, solver, kept, x_0, cond)
+    num_steps = recipe.solver_steps if num_steps is None else num_steps
+    return _solve_all(velocity, num_steps, solver, guidance != 1, kept, x_0, cond, guidance)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _solve_all(velocity, num_steps, solver, params, x_0, cond):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _solve_all(velocity, num_steps, solver, with_guidance, params, x_0, cond, strength):
     def one(ends):
         x, c = ends
-        return solve_flow(lambda t, x: velocity(params, t, x, c), x, num_steps=num_steps, solver=solver)[0]
+
+        def field(t, x):
+            v = velocity(params, t, x, c)
+            return guided(v, velocity(params, t, x, jnp.zeros_like(c)), strength) if with_guidance else v
+
+        return solve_flow(field, x, num_steps=num_steps, solver=solver)[0]
 
     return map_points(one, (x_0, cond))

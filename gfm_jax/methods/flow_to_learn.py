@@ -1,0 +1,139 @@
+"""Flow to learn: weights as codes, a flow from a source to the codes, and back to weights, for any context."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gfm_jax.base import Encoder, Generator
+from gfm_jax.paths import optimal_transport
+
+__all__ = ["FlowToLearnParams", "GaussianSource", "fit_gaussian", "flow_to_learn"]
+
+COUPLINGS = ("independent", "optimal_transport")
+
+
+class GaussianSource(NamedTuple):
+    """N(mean, factor factor^T): a point is mean + factor n, n of unit noise."""
+
+    mean: Float[Array, " codes"]
+    factor: Float[Array, "codes codes"]
+
+
+class FlowToLearnParams(NamedTuple):
+    """What a fit finds: of the encoder, of the flow, and the source where it is a Gaussian."""
+
+    encoder: PyTree
+    flow: PyTree
+    source: GaussianSource | None
+
+
+def flow_to_learn(
+    encoder: Encoder,
+    flow: Generator,
+    *,
+    source: str | Callable[[Array], Array] = "gaussian",
+    coupling: str = "independent",
+) -> Generator:
+    r"""Generates weights, of networks like those of a zoo, by a flow between codes.
+
+    .. math:: z_1 = \mathrm{encode}(w), \quad z_0 \sim p_0, \quad
+       \min_\theta E | v_\theta(z_t, t; y) - (z_1 - z_0) |^2, \quad \hat w = \mathrm{decode}(z(1))
+
+    Args:
+      encoder: from weights to codes.
+      flow: from a source to codes: `empirical_flow_matching`, or `self_distilled_flow_map`, which generates in one call.
+      source: "gaussian" for unit noise; "fitted" for the Gaussian that has the codes' mean and covariance; or the law of the
+        networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are.
+      coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`groups` of `fit`),
+        only within a group, since else a source would tell its condition.
+
+    Returns:
+      A generator:
+      `fit(key, weights [num, dim], cond=None, *, groups=None, encoder_params=None, folder=None, progress=None)`;
+      `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None)`, where the temperature scales a Gaussian source's
+      deviation and x_0 are codes to start from; `velocity` and `flow_map` are those of codes.
+
+    Raises:
+      ValueError: for an unknown source or coupling; in `fit` as encoder and flow do, for groups of another number, and for
+        optimal transport with conditions but no groups; in `generate` for a temperature that is negative, or not 1 with a
+        source that is no Gaussian.
+
+    Flow to learn, arXiv 2503.19371.
+    """
+    if not (callable(source) or source in ("gaussian", "fitted")):
+        raise ValueError(f"source: expected 'gaussian', 'fitted' or a law of initial weights, got {source!r}")
+    if coupling not in COUPLINGS:
+        raise ValueError(f"coupling: expected one of {', '.join(COUPLINGS)}, got {coupling!r}")
+
+    def fit(key, weights, cond=None, *, groups=None, encoder_params=None, folder=None, progress=None):
+        if groups is not None and len(groups) != len(weights):
+            raise ValueError(f"groups: expected one for each of {len(weights)} networks, got {len(groups)}")
+        if coupling == "optimal_transport" and cond is not None and groups is None:
+            raise ValueError("groups: expected with conditions, so that optimal transport stays within a group")
+        key_encoder, key_source, key_flow = jax.random.split(key, 3)
+        inside = lambda name: None if folder is None else pathlib.Path(folder) / name
+        if encoder_params is None:
+            encoder_params = encoder.fit(key_encoder, weights, folder=inside("encoder"), progress=progress)
+        z_1 = _encode_all(encoder.encode, encoder_params, weights)
+        gaussian = _gaussian(source, z_1)
+        if source == "gaussian" and coupling == "independent":
+            x_0 = None  # drawn afresh in every batch
+        else:
+            x_0 = _draw(encoder, encoder_params, source, gaussian, key_source, len(z_1))
+        if coupling == "optimal_transport":
+            index = optimal_transport(x_0, z_1, groups)
+            z_1, cond = z_1[index], None if cond is None else cond[index]
+        params = flow.fit(key_flow, z_1, cond, x_0=x_0, folder=inside("flow"), progress=progress)
+        return FlowToLearnParams(encoder_params, params, gaussian)
+
+    def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None):
+        if not temperature >= 0 or (temperature != 1 and params.source is None):
+            raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
+        key_source, key_flow = jax.random.split(key)
+        if x_0 is None:
+            x_0 = _draw(encoder, params.encoder, source, params.source, key_source, num, temperature)
+        return _decode_all(encoder.decode, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0))
+
+    velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
+    jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
+    return Generator(fit, generate, velocity, jump)
+
+
+def fit_gaussian(points: Float[Array, "num dim"]) -> GaussianSource:
+    """The Gaussian of the points' mean and covariance, which may be singular."""
+    variance, directions = np.linalg.eigh(np.cov(np.asarray(points, np.float64).T).reshape(points.shape[1], -1))
+    factor = directions * np.sqrt(np.maximum(variance, 0))
+    return GaussianSource(points.mean(0), jnp.asarray(factor, points.dtype))
+
+
+def _gaussian(source, z_1):
+    if callable(source):
+        return None
+    if source == "fitted":
+        return fit_gaussian(z_1)
+    return GaussianSource(jnp.zeros_like(z_1[0]), jnp.eye(z_1.shape[1], dtype=z_1.dtype))
+
+
+def _draw(encoder, encoder_params, source, gaussian, key, num, temperature=1.0):
+    """Points of the source."""
+    if gaussian is None:
+        weights = jax.vmap(source)(jax.random.split(key, num))
+        return _encode_all(encoder.encode, encoder_params, weights)
+    noise = jax.random.normal(key, (num, len(gaussian.mean)), gaussian.mean.dtype)
+    return gaussian.mean + temperature * noise @ gaussian.factor.T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_all(encode, params, weights):
+    return jax.vmap(functools.partial(encode, params))(weights)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_all(decode, params, codes):
+    return jax.vmap(functools.partial(decode, params))(codes)

@@ -1,0 +1,192 @@
+"""The simple ways to make the weights of a network, beside which every generator stands.
+
+All of them are fitted by `fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None)`; those that know no
+codes, no conditions or no long work pass over what they are given of it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gfm_jax.base import Encoder, Generator
+from gfm_jax.methods.flow_data import adam_on_cosine
+from gfm_jax.methods.flow_to_learn import GaussianSource, fit_gaussian
+from gfm_jax.networks import MLP, init_network
+from gfm_jax.training import fit as minimise
+
+__all__ = ["gaussian", "hypernetwork", "interpolation", "mean", "perturbation", "random", "retrieval", "ridge", "soup"]
+
+
+class Zoo(NamedTuple):
+    """The networks themselves, and the conditions they belong to, with the deviation of each number in them."""
+
+    weights: Float[Array, "num dim"]
+    cond: Float[Array, "num conditions"] | None
+    scale: Float[Array, " conditions"] | None
+
+
+class Coded(NamedTuple):
+    """Parameters of an encoder, and of what makes its codes."""
+
+    encoder: PyTree
+    model: PyTree
+
+
+def _keep(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
+    scale = None if cond is None else jnp.where(cond.std(0) > 0, cond.std(0), 1)
+    return Zoo(weights, cond, scale)
+
+
+def random(init: Callable[[Array], Array]) -> Generator:
+    """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
+    generate = lambda key, zoo, num, cond=None: jax.vmap(init)(jax.random.split(key, num))
+    return Generator(_keep, generate)
+
+
+def mean() -> Generator:
+    """The mean of the zoo, for every context the same."""
+    generate = lambda key, zoo, num, cond=None: jnp.broadcast_to(zoo.weights.mean(0), (num, zoo.weights.shape[1]))
+    return Generator(_keep, generate)
+
+
+def soup(num_mixed: int = 16) -> Generator:
+    """The mean of a few networks, drawn afresh for each."""
+
+    def generate(key, zoo, num, cond=None):
+        if num_mixed > len(zoo.weights):
+            raise ValueError(f"num_mixed: expected at most the {len(zoo.weights)} networks, got {num_mixed}")
+        choose = lambda k: jax.random.choice(k, len(zoo.weights), (num_mixed,), replace=False)
+        return jax.lax.map(lambda k: zoo.weights[choose(k)].mean(0), jax.random.split(key, num))
+
+    return Generator(_keep, generate)
+
+
+def interpolation() -> Generator:
+    """A point on the segment between two networks, uniform on it."""
+
+    def generate(key, zoo, num, cond=None):
+        key_pair, key_share = jax.random.split(key)
+        first, second = jax.random.randint(key_pair, (2, num), 0, len(zoo.weights))
+        share = jax.random.uniform(key_share, (num, 1), zoo.weights.dtype)
+        return (1 - share) * zoo.weights[first] + share * zoo.weights[second]
+
+    return Generator(_keep, generate)
+
+
+def perturbation(share: float = 0.1) -> Generator:
+    """A network of the zoo and noise, of that share of the zoo's own deviation in every weight."""
+
+    def generate(key, zoo, num, cond=None):
+        key_which, key_noise = jax.random.split(key)
+        chosen = zoo.weights[jax.random.randint(key_which, (num,), 0, len(zoo.weights))]
+        return chosen + share * zoo.weights.std(0) * jax.random.normal(key_noise, chosen.shape, chosen.dtype)
+
+    return Generator(_keep, generate)
+
+
+def retrieval() -> Generator:
+    """The network of the zoo whose context is nearest, each number of it in units of its deviation."""
+
+    def generate(key, zoo, num, cond):
+        if zoo.cond is None:
+            raise ValueError("cond: expected conditions in the fit, by which to retrieve")
+        near = lambda c: jnp.argmin(jnp.sum(((zoo.cond - c) / zoo.scale) ** 2, axis=1))
+        return zoo.weights[jax.lax.map(near, cond)]
+
+    return Generator(_keep, generate)
+
+
+def gaussian(encoder: Encoder) -> Generator:
+    """Codes of the Gaussian that has the zoo's mean and covariance: what a flow has to beat."""
+
+    def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
+        params, codes = _codes(encoder, key, weights, encoder_params)
+        return Coded(params, fit_gaussian(codes))
+
+    def generate(key, params, num, cond=None):
+        law: GaussianSource = params.model
+        noise = jax.random.normal(key, (num, len(law.mean)), law.mean.dtype)
+        return _decode(encoder, params.encoder, law.mean + noise @ law.factor.T)
+
+    return Generator(fit, generate)
+
+
+def ridge(encoder: Encoder, strength: float = 1.0) -> Generator:
+    """Codes that are linear in the context, by scikit-learn's ridge regression: one network for each context."""
+
+    def fit(key, weights, cond, *, encoder_params=None, folder=None, progress=None):
+        from sklearn.linear_model import Ridge  # on first use: it takes a second
+
+        params, codes = _codes(encoder, key, weights, encoder_params)
+        found = Ridge(strength).fit(np.asarray(cond), np.asarray(codes))
+        arrays = (found.coef_.reshape(codes.shape[1], -1), found.intercept_)
+        return Coded(params, tuple(jnp.asarray(array, codes.dtype) for array in arrays))
+
+    def generate(key, params, num, cond):
+        slope, intercept = params.model
+        return _decode(encoder, params.encoder, cond @ slope.T + intercept)
+
+    return Generator(fit, generate)
+
+
+def hypernetwork(
+    encoder: Encoder, network: nn.Module | None = None, *, num_steps: int = 5000, peak_rate: float = 1e-3
+) -> Generator:
+    r"""Codes from the context by a perceptron: one network for each context.
+
+    .. math:: \min_\theta E | h_\theta(y) - \mathrm{encode}(w) |^2
+
+    Args:
+      encoder: from weights to codes.
+      network: a module from conditions to codes; by default a perceptron of two hidden layers of 512.
+      num_steps, peak_rate: of the fit, in batches of 256, by Adam on a cosine.
+    """
+
+    def fit(key, weights, cond, *, encoder_params=None, folder=None, progress=None):
+        key_encoder, key_init, key_fit = jax.random.split(key, 3)
+        params, codes = _codes(encoder, key_encoder, weights, encoder_params)
+        module = network or _perceptron(codes.shape[1])
+        start = init_network(module, key_init, cond[0])
+        loss, sample, optimizer = _regression(module, num_steps, peak_rate)
+        options = {"average": 0.999, "folder": folder, "progress": progress}
+        fitted = minimise(key_fit, loss, start, (cond, codes), sample, optimizer, num_steps, **options)
+        return Coded(params, (fitted.params, codes[0]))
+
+    def generate(key, params, num, cond):
+        found, like = params.model
+        module = network or _perceptron(len(like))
+        return _decode(encoder, params.encoder, jax.vmap(functools.partial(module.apply, found))(cond))
+
+    return Generator(fit, generate)
+
+
+def _perceptron(num_codes):
+    return MLP((512, 512, num_codes), nn.gelu)
+
+
+@functools.lru_cache(maxsize=16)  # so that a second fit compiles nothing
+def _regression(module, num_steps, peak_rate):
+    def sample(key, data):
+        rows = jax.random.randint(key, (256,), 0, len(data[0]))
+        return data[0][rows], data[1][rows]
+
+    def loss(params, key, batch):
+        cond, codes = batch
+        return jnp.mean((jax.vmap(functools.partial(module.apply, params))(cond) - codes) ** 2), {}
+
+    return loss, sample, adam_on_cosine(peak_rate, num_steps, 1.0)
+
+
+def _codes(encoder, key, weights, encoder_params):
+    params = encoder.fit(key, weights) if encoder_params is None else encoder_params
+    return params, jax.jit(jax.vmap(functools.partial(encoder.encode, params)))(weights)
+
+
+def _decode(encoder, params, codes):
+    return jax.jit(jax.vmap(functools.partial(encoder.decode, params)))(codes)

@@ -1,0 +1,176 @@
+"""Generating weights: the flow between codes, and the simple ways beside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfm_jax.encoders import identity, pca, standardized
+from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
+from gfm_jax.methods import weight_baselines as baselines
+from gfm_jax.networks import TimeMLP
+
+NUM, DIM = 400, 6
+NET = TimeMLP((32, 32))
+FAST = {"num_steps": 400, "peak_rate": 5e-3, "average": 0.98}
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    """Weights around a centre that is linear in the condition, along two directions."""
+    keys = jax.random.split(jax.random.key(7), 4)
+    cond = jax.random.normal(keys[0], (NUM, 2))
+    centre = 3.0 + cond @ jax.random.normal(keys[1], (2, DIM))
+    return centre + 0.3 * jax.random.normal(keys[2], (NUM, 2)) @ jax.random.normal(keys[3], (2, DIM)), cond
+
+
+def init(key):
+    return jax.random.normal(key, (DIM,))
+
+
+FLOWS = {
+    "velocity": lambda: flow_to_learn(standardized(), empirical_flow_matching(NET, **FAST)),
+    "fitted": lambda: flow_to_learn(pca(4), empirical_flow_matching(NET, **FAST), source="fitted"),
+    "initial": lambda: flow_to_learn(standardized(), empirical_flow_matching(NET, **FAST), source=init),
+    "transport": lambda: flow_to_learn(pca(4), empirical_flow_matching(NET, **FAST), coupling="optimal_transport"),
+    "map": lambda: flow_to_learn(pca(4), self_distilled_flow_map(NET, **FAST)),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows_learn_the_law_of_the_weights(name, zoo, key):
+    weights, _ = zoo
+    generator = FLOWS[name]()
+    params = generator.fit(key, weights)
+    found = generator.generate(key, params, 2000)
+    np.testing.assert_allclose(found.mean(0), weights.mean(0), atol=0.35)
+    np.testing.assert_allclose(found.std(0), weights.std(0), rtol=0.35)
+    np.testing.assert_array_equal(generator.generate(key, params, 2000), found)
+    assert generator.velocity(params, jnp.float32(0.5), generator_code(params)).shape == generator_code(params).shape
+
+
+def generator_code(params):
+    return jnp.zeros_like(params.flow.std_0)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "optimal_transport"])
+def test_conditions_are_followed_whatever_the_coupling(coupling, zoo, key):
+    weights, cond = zoo
+    groups = np.asarray(cond[:, 0] > 0)
+    generator = flow_to_learn(pca(3), empirical_flow_matching(NET, **FAST), coupling=coupling)
+    params = generator.fit(key, weights, cond, groups=groups)
+    found = generator.generate(key, params, NUM, cond)
+    explained = 1 - jnp.sum((found - weights) ** 2) / jnp.sum((weights - weights.mean(0)) ** 2)
+    assert explained > 0.7  # of which 2 x .09 x |directions|^2 is noise
+    cold = generator.generate(key, params, NUM, cond, temperature=0.0)
+    assert jnp.sum((cold - weights) ** 2) < jnp.sum((found - weights) ** 2)
+
+
+def test_guidance_moves_away_from_what_has_no_condition(zoo, key):
+    weights, cond = zoo
+    flow = empirical_flow_matching(NET, forget=0.3, **FAST)
+    params = flow.fit(key, weights - weights.mean(0), cond)
+    at = jnp.broadcast_to(jnp.array([1.0, 0.0]), (300, 2))
+    ends = {g: flow.generate(key, params, 300, at, guidance=g).mean(0) for g in (0.0, 1.0, 2.0)}
+    nothing = flow.generate(key, params, 300, jnp.zeros((300, 2))).mean(0)
+    np.testing.assert_allclose(ends[0.0], nothing, atol=1e-4)
+    along = ends[1.0] - ends[0.0]
+    assert 1.3 < (ends[2.0] - ends[0.0]) @ along / (along @ along) < 3
+
+
+def test_a_fit_is_taken_up_where_it_was_left(zoo, key, tmp_path):
+    generator = FLOWS["velocity"]()
+    params = generator.fit(key, zoo[0], folder=tmp_path)
+    again = generator.fit(key, zoo[0], folder=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.flow.network, params.flow.network)
+    assert np.isnan(np.asarray(again.flow.history["loss"])).all()  # no step was taken
+
+
+BASELINES = {
+    "random": baselines.random(init),
+    "mean": baselines.mean(),
+    "soup": baselines.soup(4),
+    "interpolation": baselines.interpolation(),
+    "perturbation": baselines.perturbation(),
+    "retrieval": baselines.retrieval(),
+    "gaussian": baselines.gaussian(pca(4)),
+    "ridge": baselines.ridge(pca(4)),
+    "hypernetwork": baselines.hypernetwork(standardized(), num_steps=300),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_keeps_the_contract(name, zoo, key):
+    weights, cond = zoo
+    generator = BASELINES[name]
+    params = generator.fit(key, weights, cond, folder=None, progress=None)
+    found = generator.generate(key, params, 10, cond[:10])
+    assert found.shape == (10, DIM)
+    assert found.dtype == weights.dtype
+    np.testing.assert_array_equal(generator.generate(key, params, 10, cond[:10]), found)
+    if name not in ("mean", "retrieval", "ridge", "hypernetwork"):  # they draw nothing
+        other = generator.generate(jax.random.fold_in(key, 1), params, 10, cond[:10])
+        assert jnp.abs(other - found).min(1).max() > 0
+
+
+def made(name, zoo, key, num=2000, cond=None):
+    return BASELINES[name].generate(key, BASELINES[name].fit(key, *zoo), num, cond)
+
+
+def test_what_baselines_make(zoo, key):
+    weights, cond = zoo
+    np.testing.assert_allclose(made("mean", zoo, key)[0], weights.mean(0), atol=1e-5)
+    np.testing.assert_allclose(made("soup", zoo, key).std(0), weights.std(0) / 2, rtol=0.1)
+    np.testing.assert_allclose(made("perturbation", zoo, key).std(0), 1.01**0.5 * weights.std(0), rtol=0.1)
+    np.testing.assert_allclose(np.cov(made("gaussian", zoo, key).T), np.cov(weights.T), atol=0.6)
+    np.testing.assert_array_equal(made("retrieval", zoo, key, 50, cond[:50]), weights[:50])
+    pairs = made("interpolation", zoo, key)
+    assert (
+        jnp.linalg.norm(pairs - weights.mean(0), axis=1) < jnp.linalg.norm(weights - weights.mean(0), axis=1).max()
+    ).all()
+    noise = jnp.sum((weights - weights.mean(0)) ** 2) / 10
+    for name in ("ridge", "hypernetwork"):
+        assert jnp.sum((made(name, zoo, key, NUM, cond) - weights) ** 2) < noise
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, w, c: flow_to_learn(identity(), f, source="normal"), "source: expected 'gaussian', 'fitted'"),
+        (lambda f, w, c: flow_to_learn(identity(), f, coupling="ot"), "coupling: expected one of independent"),
+        (lambda f, w, c: flow_to_learn(identity(), f).fit(jax.random.key(0), w, c, groups=[1]), "groups: expected one"),
+        (
+            lambda f, w, c: flow_to_learn(identity(), f, coupling="optimal_transport").fit(jax.random.key(0), w, c),
+            "groups: expected with conditions",
+        ),
+        (
+            lambda f, w, c: flow_to_learn(pca(500), f).fit(jax.random.key(0), w),
+            "expected those of at least 501 networks",
+        ),
+        (
+            lambda f, w, c: baselines.retrieval().generate(
+                jax.random.key(0), baselines.retrieval().fit(jax.random.key(0), w), 3, c[:3]
+            ),
+            "cond: expected conditions in the fit",
+        ),
+        (
+            lambda f, w, c: baselines.soup(900).generate(
+                jax.random.key(0), baselines.soup(900).fit(jax.random.key(0), w), 3
+            ),
+            "num_mixed: expected at most the 400 networks",
+        ),
+        (lambda f, w, c: empirical_flow_matching(NET, forget=1.0), r"forget: expected a share in \[0, 1\)"),
+        (lambda f, w, c: f.generate(jax.random.key(0), None, 3, c[:3], guidance=2.0), "guidance: expected conditions"),
+    ],
+)
+def test_bad_input(call, message, zoo):
+    with pytest.raises(ValueError, match=message):
+        call(empirical_flow_matching(NET, num_steps=10), *zoo)
+
+
+def test_a_temperature_needs_a_gaussian(zoo, key):
+    generator = flow_to_learn(identity(), empirical_flow_matching(NET, num_steps=10), source=init)
+    params = generator.fit(key, zoo[0])
+    with pytest.raises(ValueError, match="temperature: expected at least 0, and 1 but for a Gaussian source"):
+        generator.generate(key, params, 3, temperature=0.5)
