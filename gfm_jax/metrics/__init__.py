@@ -3,10 +3,12 @@
 from gfm_jax.metrics.distances import exact_wasserstein, frechet, mmd, sliced_wasserstein
 from gfm_jax.metrics.features import Features, classifier_features
 from gfm_jax.metrics.grids import histogram, kl_floor, kl_on_grid, off_support
-from gfm_jax.metrics.memorization import nearest_distance
+from gfm_jax.metrics.memorization import Audited, audit, nearest, nearest_distance
 
 __all__ = [
+    "Audited",
     "Features",
+    "audit",
     "classifier_features",
     "exact_wasserstein",
     "frechet",
@@ -14,6 +16,7 @@ __all__ = [
     "kl_floor",
     "kl_on_grid",
     "mmd",
+    "nearest",
     "nearest_distance",
     "off_support",
     "sliced_wasserstein",

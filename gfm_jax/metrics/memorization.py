@@ -1,10 +1,15 @@
 """Whether samples are copies of what a model was fitted to."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-__all__ = ["nearest_distance"]
+__all__ = ["Audited", "audit", "nearest", "nearest_distance"]
+
+COPY = 0.5  # of the distance to the second nearest: a sample that is closer to one network alone is called its copy
 
 
 def nearest_distance(
@@ -14,13 +19,143 @@ def nearest_distance(
 
     By differences, since the expanded square loses in float32 what tells a copy from a near copy.
     """
+    return nearest(samples, data, 1, chunk=chunk)[0][:, 0]
+
+
+def nearest(
+    samples: Float[Array, "num dim"], data: Float[Array, "others dim"], count: int = 2, *, chunk: int = 256
+) -> tuple[Float[Array, "num count"], Int[Array, "num count"]]:
+    """Euclidean distances from each sample to the nearest points of a data set, in rising order, and which these are.
+
+    By differences, since the expanded square loses in float32 what tells a copy from a near copy.
+
+    Args:
+      samples, data: points.
+      count: how many, at most as many as there are data.
+      chunk: samples at a time.
+
+    Raises:
+      ValueError: for points of different dimensions, or fewer data than are asked for.
+    """
     if samples.shape[1] != data.shape[1]:
         raise ValueError(f"samples, data: expected points of one dimension, got {samples.shape} and {data.shape}")
-    candidates = 8
+    if count > len(data):
+        raise ValueError(f"data: expected at least {count} points, got {len(data)}")
+    candidates = max(8, 2 * count)
 
     def one(sample):
         rough = jnp.sum(data**2, 1) - 2 * data @ sample
         _, near = jax.lax.top_k(-rough, min(candidates, len(data)))
-        return jnp.sqrt(jnp.min(jnp.sum((data[near] - sample) ** 2, axis=1)))
+        distance = jnp.sqrt(jnp.sum((data[near] - sample) ** 2, axis=1))
+        order = jnp.argsort(distance)[:count]
+        return distance[order], near[order]
 
     return jax.lax.map(one, samples, batch_size=min(chunk, len(samples)))
+
+
+class Audited(NamedTuple):
+    """What an audit found.
+
+    Attributes:
+      accuracy: by what made the weights, the score of each of its networks.
+      novelty: of the samples, each beside "held_out": what the same measure says of networks that were held out, after a round
+        trip through the same codec, where there is one.
+      copies: of each sample, whether it is a copy: nearer than half as far to one training network than to any other.
+    """
+
+    accuracy: dict[str, Float[Array, " num"]]
+    novelty: dict[str, dict[str, Float[Array, " num"]]]
+    copies: Bool[Array, " num"]
+
+    @property
+    def verdict(self) -> str:
+        """ "copies" where most samples are, else "new"."""
+        return "copies" if float(self.copies.mean()) > 0.5 else "new"
+
+
+@jax.jit
+def _pairs_apart(points):
+    """The distance of each point to another one, drawn once: its neighbour on a ring."""
+    return jnp.linalg.norm(points - jnp.roll(points, 1, axis=0), axis=1)
+
+
+def audit(
+    samples: Float[Array, "num dim"],
+    train: Float[Array, "zoo dim"],
+    held_out: Float[Array, "held dim"],
+    apply: Callable[[Array], Array],
+    score: Callable[[Array, PyTree], Array],
+    *,
+    others: dict[str, Float[Array, "_ dim"]],
+    tasks: dict[str, PyTree] | None = None,
+    round_trip: Callable[[Array], Array] = lambda w: w,
+    canonical: Callable[[Array], Array] = lambda w: w,
+) -> Audited:
+    r"""Everything that has to stand beside the accuracy of generated networks before it means anything.
+
+    Accuracy: of the samples, of the networks held out ("trained"), of these after a round trip through the codec, which is the
+    codec's ceiling, and of `others`, such as the baselines of `methods.weight_baselines`.
+
+    Novelty, each in the canonical form and beside the same of the held-out networks through the codec:
+
+    - `nearest`: distance to the nearest training network, over the median leave-one-out distance of the zoo;
+    - `ratio`: nearest over second nearest: near 1 for a fresh network, near 0 for a copy;
+    - `dispersion`: distance between samples, over that between training networks;
+    - `disagreement`: the share of predictions that differ from the nearest training network's;
+    - `gain`: what averaging its outputs with the nearest's adds to the mean score of the two: a copy gains nothing.
+
+    Args:
+      samples: weights that were generated.
+      train: those that the generator was fitted to, at least 3.
+      held_out: of runs that it never saw.
+      apply: `(w) -> outputs [inputs, ways]`, on inputs that nothing was fitted to.
+      score: `(outputs, task) -> scalar`, such as the accuracy.
+      others: by name, weights that stand beside the samples.
+      tasks: by name ("samples", "train", "held_out" and the names of `others`), the task of each network, led by its number;
+        None where the score needs none.
+      round_trip: of one network through the codec.
+      canonical: of one network to its canonical form: copies in another order of their units are copies.
+
+    Returns:
+      Every row; none of them is random but for what was given.
+
+    Raises:
+      ValueError: for too few networks, or tasks that are missing.
+    """
+    named = {"samples": samples, "train": train, "held_out": held_out, **others}
+    if len(train) < 3:
+        raise ValueError(f"train: expected at least 3 networks, got {len(train)}")
+    if tasks is not None and (missing := set(named) - set(tasks)):
+        raise ValueError(f"tasks: expected those of {', '.join(sorted(missing))} too")
+    task_of = (lambda name: None) if tasks is None else (lambda name: tasks[name])
+    outputs = lambda weights: jax.lax.map(apply, weights, batch_size=min(64, len(weights)))
+    scores = jax.jit(lambda out, task: jax.vmap(score, (0, None if task is None else 0))(out, task))
+    back = jax.jit(jax.vmap(round_trip))(held_out)
+
+    accuracy = {"samples": scores(outputs(samples), task_of("samples"))}
+    accuracy["trained"] = scores(outputs(held_out), task_of("held_out"))
+    accuracy["round trip of held-out networks"] = scores(outputs(back), task_of("held_out"))
+    accuracy |= {name: scores(outputs(weights), task_of(name)) for name, weights in others.items()}
+
+    in_order = jax.jit(jax.vmap(canonical))
+    reference = in_order(train)
+    own, _ = nearest(reference, reference, 2)  # the nearest of a training network is itself
+    apart = _pairs_apart(reference).mean()
+    of_train = outputs(train)
+
+    def novelty(weights, task):
+        placed = in_order(weights)
+        distance, near = nearest(placed, reference, 2)
+        mine, theirs = outputs(weights), of_train[near[:, 0]]
+        together = scores((mine + theirs) / 2, task)
+        return {
+            "nearest": distance[:, 0] / jnp.median(own[:, 1]),
+            "ratio": distance[:, 0] / jnp.maximum(distance[:, 1], jnp.finfo(distance.dtype).tiny),
+            "dispersion": _pairs_apart(placed) / apart,
+            "disagreement": jnp.mean(mine.argmax(-1) != theirs.argmax(-1), axis=-1),
+            "gain": together - (scores(mine, task) + scores(theirs, task)) / 2,
+        }
+
+    found = {"samples": novelty(samples, task_of("samples")), "held_out": novelty(back, task_of("held_out"))}
+    by_measure = {measure: {name: found[name][measure] for name in found} for measure in found["samples"]}
+    return Audited(accuracy, by_measure, by_measure["ratio"]["samples"] < COPY)
