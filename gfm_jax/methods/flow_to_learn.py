@@ -1,6 +1,5 @@
 """Flow to learn: weights as codes, a flow from a source to the codes, and back to weights, for any context."""
 
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder, Generator
+from gfm_jax.methods.codes import decode_all, encode_all
 from gfm_jax.paths import optimal_transport
 
 __all__ = ["FlowToLearnParams", "GaussianSource", "fit_gaussian", "flow_to_learn"]
@@ -80,7 +80,7 @@ def flow_to_learn(
         inside = lambda name: None if folder is None else pathlib.Path(folder) / name
         if encoder_params is None:
             encoder_params = encoder.fit(key_encoder, weights, folder=inside("encoder"), progress=progress)
-        z_1 = _encode_all(encoder.encode, encoder_params, weights)
+        z_1 = encode_all(encoder, encoder_params, weights)
         gaussian = _gaussian(source, z_1)
         if source == "gaussian" and coupling == "independent":
             x_0 = None  # drawn afresh in every batch
@@ -98,7 +98,7 @@ def flow_to_learn(
         key_source, key_flow = jax.random.split(key)
         if x_0 is None:
             x_0 = _draw(encoder, params.encoder, source, params.source, key_source, num, temperature)
-        return _decode_all(encoder.decode, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0))
+        return decode_all(encoder, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0))
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
     jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
@@ -124,16 +124,6 @@ def _draw(encoder, encoder_params, source, gaussian, key, num, temperature=1.0):
     """Points of the source."""
     if gaussian is None:
         weights = jax.vmap(source)(jax.random.split(key, num))
-        return _encode_all(encoder.encode, encoder_params, weights)
+        return encode_all(encoder, encoder_params, weights)
     noise = jax.random.normal(key, (num, len(gaussian.mean)), gaussian.mean.dtype)
     return gaussian.mean + temperature * noise @ gaussian.factor.T
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_all(encode, params, weights):
-    return jax.vmap(functools.partial(encode, params))(weights)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_all(decode, params, codes):
-    return jax.vmap(functools.partial(decode, params))(codes)

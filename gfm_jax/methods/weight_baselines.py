@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder, Generator
+from gfm_jax.methods.codes import decode_all, encode_all
 from gfm_jax.methods.flow_data import adam_on_cosine
 from gfm_jax.methods.flow_to_learn import GaussianSource, fit_gaussian
 from gfm_jax.networks import MLP, init_network
@@ -45,8 +46,14 @@ def _keep(key, weights, cond=None, *, encoder_params=None, folder=None, progress
 
 def random(init: Callable[[Array], Array]) -> Generator:
     """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
-    generate = lambda key, zoo, num, cond=None: jax.vmap(init)(jax.random.split(key, num))
+    generate = lambda key, zoo, num, cond=None: _init_all(init, jax.random.split(key, num))
     return Generator(_keep, generate)
+
+
+# What draws at random some dozens of times would take ten times as long to optimise as to compile.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _init_all(init, keys):
+    return jax.vmap(init)(keys)
 
 
 def mean() -> Generator:
@@ -61,10 +68,15 @@ def soup(num_mixed: int = 16) -> Generator:
     def generate(key, zoo, num, cond=None):
         if num_mixed > len(zoo.weights):
             raise ValueError(f"num_mixed: expected at most the {len(zoo.weights)} networks, got {num_mixed}")
-        choose = lambda k: jax.random.choice(k, len(zoo.weights), (num_mixed,), replace=False)
-        return jax.lax.map(lambda k: zoo.weights[choose(k)].mean(0), jax.random.split(key, num))
+        return _mix(num_mixed, jax.random.split(key, num), zoo.weights)
 
     return Generator(_keep, generate)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mix(num_mixed, keys, weights):
+    choose = lambda key: jax.random.choice(key, len(weights), (num_mixed,), replace=False)
+    return jax.lax.map(lambda key: weights[choose(key)].mean(0), keys)
 
 
 def interpolation() -> Generator:
@@ -96,10 +108,15 @@ def retrieval() -> Generator:
     def generate(key, zoo, num, cond):
         if zoo.cond is None:
             raise ValueError("cond: expected conditions in the fit, by which to retrieve")
-        near = lambda c: jnp.argmin(jnp.sum(((zoo.cond - c) / zoo.scale) ** 2, axis=1))
-        return zoo.weights[jax.lax.map(near, cond)]
+        return _retrieve(zoo, cond)
 
     return Generator(_keep, generate)
+
+
+@jax.jit
+def _retrieve(zoo, cond):
+    near = lambda c: jnp.argmin(jnp.sum(((zoo.cond - c) / zoo.scale) ** 2, axis=1))
+    return zoo.weights[jax.lax.map(near, cond)]
 
 
 def gaussian(encoder: Encoder) -> Generator:
@@ -112,7 +129,7 @@ def gaussian(encoder: Encoder) -> Generator:
     def generate(key, params, num, cond=None):
         law: GaussianSource = params.model
         noise = jax.random.normal(key, (num, len(law.mean)), law.mean.dtype)
-        return _decode(encoder, params.encoder, law.mean + noise @ law.factor.T)
+        return decode_all(encoder, params.encoder, law.mean + noise @ law.factor.T)
 
     return Generator(fit, generate)
 
@@ -130,7 +147,7 @@ def ridge(encoder: Encoder, strength: float = 1.0) -> Generator:
 
     def generate(key, params, num, cond):
         slope, intercept = params.model
-        return _decode(encoder, params.encoder, cond @ slope.T + intercept)
+        return decode_all(encoder, params.encoder, cond @ slope.T + intercept)
 
     return Generator(fit, generate)
 
@@ -161,7 +178,7 @@ def hypernetwork(
     def generate(key, params, num, cond):
         found, like = params.model
         module = network or _perceptron(len(like))
-        return _decode(encoder, params.encoder, jax.vmap(functools.partial(module.apply, found))(cond))
+        return decode_all(encoder, params.encoder, jax.vmap(functools.partial(module.apply, found))(cond))
 
     return Generator(fit, generate)
 
@@ -185,8 +202,4 @@ def _regression(module, num_steps, peak_rate):
 
 def _codes(encoder, key, weights, encoder_params):
     params = encoder.fit(key, weights) if encoder_params is None else encoder_params
-    return params, jax.jit(jax.vmap(functools.partial(encoder.encode, params)))(weights)
-
-
-def _decode(encoder, params, codes):
-    return jax.jit(jax.vmap(functools.partial(encoder.decode, params)))(codes)
+    return params, encode_all(encoder, params, weights)

@@ -1,5 +1,6 @@
 """Whether samples are copies of what a model was fitted to."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,11 @@ def nearest(
         raise ValueError(f"samples, data: expected points of one dimension, got {samples.shape} and {data.shape}")
     if count > len(data):
         raise ValueError(f"data: expected at least {count} points, got {len(data)}")
+    return _nearest(count, chunk, samples, data)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _nearest(count, chunk, samples, data):
     candidates = max(8, 2 * count)
 
     def one(sample):
@@ -71,6 +77,21 @@ class Audited(NamedTuple):
     def verdict(self) -> str:
         """ "copies" where most samples are, else "new"."""
         return "copies" if float(self.copies.mean()) > 0.5 else "new"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(apply, weights):
+    return jax.lax.map(apply, weights, batch_size=min(64, len(weights)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(score, outputs, tasks):
+    return jax.vmap(score, (0, None if tasks is None else 0))(outputs, tasks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _each(function, points):
+    return jax.vmap(function)(points)
 
 
 @jax.jit
@@ -128,8 +149,7 @@ def audit(
     if tasks is not None and (missing := set(named) - set(tasks)):
         raise ValueError(f"tasks: expected those of {', '.join(sorted(missing))} too")
     task_of = (lambda name: None) if tasks is None else (lambda name: tasks[name])
-    outputs = lambda weights: jax.lax.map(apply, weights, batch_size=min(64, len(weights)))
-    scores = jax.jit(lambda out, task: jax.vmap(score, (0, None if task is None else 0))(out, task))
+    outputs, scores = functools.partial(_outputs, apply), functools.partial(_scores, score)
     back = jax.jit(jax.vmap(round_trip))(held_out)
 
     accuracy = {"samples": scores(outputs(samples), task_of("samples"))}
@@ -137,7 +157,7 @@ def audit(
     accuracy["round trip of held-out networks"] = scores(outputs(back), task_of("held_out"))
     accuracy |= {name: scores(outputs(weights), task_of(name)) for name, weights in others.items()}
 
-    in_order = jax.jit(jax.vmap(canonical))
+    in_order = functools.partial(_each, canonical)
     reference = in_order(train)
     own, _ = nearest(reference, reference, 2)  # the nearest of a training network is itself
     apart = _pairs_apart(reference).mean()

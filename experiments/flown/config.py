@@ -1,0 +1,95 @@
+"""What the experiment can be told, and its presets."""
+
+import dataclasses
+
+__all__ = ["PRESETS", "Config", "check"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Generate networks for a task from a few of its examples, and audit that they are new."""
+
+    preset: str = "laptop"
+    seed: int = 0
+    dataset: str = "digits"
+    num_ways: int = 5
+    """Classes of a task, of the data set's ten, in an order of their own."""
+    width: int = 16
+    """Of the networks' hidden layer."""
+    num_train: int = 4096
+    """Networks of training tasks to learn from."""
+    num_unseen: int = 256
+    """More runs of training tasks, which the codec is judged by."""
+    num_held: int = 152
+    """Networks of validation tasks, and as many of held-out tasks."""
+    run_steps: int = 300
+    run_batch: int = 32
+    run_rate: float = 1e-2
+    """Of Adam, on a cosine to zero."""
+    num_features: int = 20
+    """Principal components of the images, as which a context sees its examples."""
+    shots: tuple[int, ...] = (1, 5, 20)
+    """Examples of a class in a support set."""
+    num_codes: int = 32
+    encoder_steps: int = 3000
+    flow_steps: int = 5000
+    copies: int = 8
+    """Of every training network, with its labels in another order and another support set."""
+    num_fits: int = 3
+    """Seeds of encoder, flow and baselines."""
+    num_samples: int = 8
+    """For every context, among which the support set chooses the best."""
+    temperature: float = 0.5
+    """Of the source, where one network is wanted for a context; chosen on validation tasks."""
+    num_generated: int = 400
+    """Without a context, for the audit."""
+    tuning_steps: tuple[int, ...] = (0, 1, 5, 25)
+    tuning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    """Of Adam, downstream; each method's own is the best on validation tasks."""
+    most_steps: int = 200
+    """Downstream, in search of 95 % of the trained accuracy."""
+
+
+PRESETS = {
+    "smoke": Config(
+        preset="smoke", num_train=256, num_unseen=32, num_held=16, run_steps=60, shots=(5,), num_codes=8, encoder_steps=40,
+        flow_steps=40, copies=2, num_fits=2, num_samples=2, num_generated=32, tuning_steps=(0, 5), tuning_rates=(1e-2,),
+        most_steps=10,
+    ),
+    "laptop": Config(),
+    "paper": Config(
+        preset="paper", dataset="mnist", width=32, num_train=16_384, num_unseen=1024, run_steps=1000, run_batch=64,
+        num_features=64, num_codes=64, encoder_steps=20_000, flow_steps=30_000,
+    ),
+}  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raises a ValueError that names the field, what was expected and what came, if a config cannot be run."""
+    for field in COUNTS:
+        if (value := getattr(config, field)) < 1:
+            raise ValueError(f"{field}: expected at least 1, got {value}")
+    if not 2 <= config.num_ways <= 9:
+        raise ValueError(f"num_ways: expected 2..9 of the ten classes, got {config.num_ways}")
+    if config.num_fits < 2:
+        raise ValueError(f"num_fits: expected at least 2, for a spread, got {config.num_fits}")
+    if not config.shots or min(config.shots) < 1 or list(config.shots) != sorted(set(config.shots)):
+        raise ValueError(f"shots: expected rising numbers of at least 1, got {config.shots}")
+    steps = config.tuning_steps
+    if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)) or steps[-1] > config.most_steps:
+        raise ValueError(
+            f"tuning_steps: expected rising from 0 to at most most_steps, {config.most_steps}, got {steps}"
+        )
+    if not config.tuning_rates or not all(rate > 0 for rate in config.tuning_rates):
+        raise ValueError(f"tuning_rates: expected positive learning rates, got {config.tuning_rates}")
+    for field in ("run_rate", "temperature"):
+        if not getattr(config, field) > 0:
+            raise ValueError(f"{field}: expected more than 0, got {getattr(config, field)}")
+    if config.num_codes >= config.num_train:
+        raise ValueError(f"num_codes: expected fewer than num_train, {config.num_train}, got {config.num_codes}")
+
+
+COUNTS = (
+    "width", "num_train", "num_unseen", "num_held", "run_steps", "run_batch", "num_features", "num_codes", "encoder_steps",
+    "flow_steps", "copies", "num_samples", "num_generated", "most_steps",
+)  # fmt: skip
