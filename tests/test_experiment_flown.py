@@ -12,6 +12,7 @@ from commands import run_experiment
 
 from experiments.flown.config import PRESETS, check
 from experiments.flown.judge import seeming_accuracy
+from experiments.flown.zoo import record_zoo
 from gfm_jax.tasks import by_class
 
 run = functools.partial(run_experiment, "flown")
@@ -69,6 +70,11 @@ def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):
 def test_bad_configs(change, message):
     with pytest.raises(ValueError, match=message):
         check(dataclasses.replace(PRESETS["laptop"], **change))
+
+
+def test_more_shots_than_images_are_refused_before_any_training():
+    with pytest.raises(ValueError, match=r"shots: expected at most \d+, the images of the rarest class, got 500"):
+        record_zoo(dataclasses.replace(PRESETS["smoke"], shots=(5, 500)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,6 +1,5 @@
 """Networks of any task, and the audit that tells whether they are new."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,10 +59,9 @@ def audit_samples(key, config, zoo, codes: Codes, exam: Exam, place, name: str):
         ("unconditional", "flow" if row == "samples" else row): {"accuracy": float(values.mean())}
         for row, values in found.accuracy.items()
     }
-    middle = functools.partial(np.median, axis=0)
     for measure, of in found.novelty.items():
-        spread = middle if measure in ("nearest", "ratio") else np.mean
-        rows["novelty", measure] = {row: float(spread(values)) for row, values in of.items()}
+        summary = np.median if measure in ("nearest", "ratio") else np.mean
+        rows["novelty", measure] = {row: float(summary(values)) for row, values in of.items()}
     rows["novelty", "copies"] = {"samples": float(found.copies.mean())}
     held_out = found.novelty["nearest"]["held_out"]
     rows["novelty", "nearest, over held-out"] = {

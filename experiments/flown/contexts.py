@@ -60,7 +60,6 @@ def draw_episodes(context, key, images, classes, shots: int) -> Episodes:
 
 def draw_lessons(key: Array, config, zoo: Zoo, context) -> Lessons:
     """`config.copies` of the training networks, whose support sets take turns with the numbers of shots."""
-
     weights, contexts = [], []
     for number, shots in enumerate(np.resize(config.shots, config.copies).tolist()):
         key_order, key_support = jax.random.split(jax.random.fold_in(key, number))

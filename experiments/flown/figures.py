@@ -11,7 +11,7 @@ COLORS = {"flow": LEARNED, "random initialisation": SIMPLE, "hypernetwork": TRUT
 
 
 def fine_tuning_curves(arrays):
-    """Accuracy on held-out tasks by steps downstream, a mean over tasks with its spread over fits."""
+    """Accuracy on held-out tasks by steps downstream, for numbers of examples, a mean over tasks with its spread over fits."""
     shots = list(dict.fromkeys(name.split("/")[1] for name in arrays if name.startswith("curve/")))
     figure, axes = plt.subplots(1, len(shots), figsize=(3.4 * len(shots), 3), sharey=True, squeeze=False)
     for axis, shot in zip(axes[0], shots, strict=True):
@@ -23,7 +23,7 @@ def fine_tuning_curves(arrays):
             axis.plot(steps, mean, color=color, label=row, lw=1.8 if row in COLORS else 1)
             axis.fill_between(steps, mean - std, mean + std, color=color, alpha=0.2, lw=0)
         axis.axhline(arrays["trained"].mean(), color="k", ls=":", lw=0.8)
-        axis.set(title=f"{shot} examples of a class", xlabel="steps downstream", xscale="symlog")
+        axis.set(title=f"{shot} of each class", xlabel="steps downstream", xscale="symlog", xlim=(0, None))
     axes[0, 0].set_ylabel("accuracy on held-out tasks")
     axes[0, -1].legend(frameon=False, fontsize=7)
     return figure

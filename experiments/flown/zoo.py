@@ -27,7 +27,7 @@ class Networks(NamedTuple):
     """Trained networks, and what each tells apart.
 
     Attributes:
-      weights: [num, dim], in canonical form.
+      weights: [num, dim].
       classes: [num, ways], in the order of its outputs.
     """
 
@@ -61,6 +61,8 @@ def record_zoo(config) -> Zoo:
     """Trains all networks side by side, each on its own classes."""
     key_tasks, key_images, key_order, key_runs = jax.random.split(jax.random.key(config.seed), 4)
     images = _images(config, key_images)
+    if max(config.shots) > (rarest := int(images["train"].count.min())):
+        raise ValueError(f"shots: expected at most {rarest}, the images of the rarest class, got {max(config.shots)}")
     module = MLP((config.width, config.num_ways))
     like = jax.eval_shape(module.init, key_runs, images["train"].inputs[:2])
     network = Network(lambda key: module.init(key, images["train"].inputs[:1]), module.apply)

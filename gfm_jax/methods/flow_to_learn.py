@@ -49,7 +49,8 @@ def flow_to_learn(
       encoder: from weights to codes.
       flow: from a source to codes: `empirical_flow_matching`, or `self_distilled_flow_map`, which generates in one call.
       source: "gaussian" for unit noise; "fitted" for the Gaussian that has the codes' mean and covariance; or the law of the
-        networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are.
+        networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are. Unit noise under an independent
+        coupling is drawn afresh in every batch; any other source once for each network.
       coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`groups` of `fit`),
         only within a group, since else a source would tell its condition.
 
