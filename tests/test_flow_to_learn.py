@@ -113,6 +113,24 @@ def test_every_baseline_keeps_the_contract(name, zoo, key):
         assert jnp.abs(other - found).min(1).max() > 0
 
 
+@pytest.mark.parametrize("name", ["fitted", "map", "gaussian", "hypernetwork"])
+def test_parameters_are_kept_by_orbax_as_they_are(name, zoo, key, tmp_path):
+    """And what comes back generates the same."""
+    import orbax.checkpoint as ocp
+
+    generator = FLOWS[name]() if name in FLOWS else BASELINES[name]
+    weights, cond = zoo
+    params = generator.fit(key, weights, cond)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", params)
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(tmp_path / "params", jax.eval_shape(lambda: params))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    np.testing.assert_array_equal(
+        generator.generate(key, back, 10, cond[:10]), generator.generate(key, params, 10, cond[:10])
+    )
+
+
 def made(name, zoo, key, num=2000, cond=None):
     return BASELINES[name].generate(key, BASELINES[name].fit(key, *zoo), num, cond)
 

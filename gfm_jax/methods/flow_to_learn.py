@@ -1,36 +1,39 @@
 """Flow to learn: weights as codes, a flow from a source to the codes, and back to weights, for any context."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.methods.codes import decode_all, encode_all
-from gfm_jax.paths import optimal_transport
+from gfm_jax.paths import GaussianSource, draw_gaussian, fit_gaussian, optimal_transport, unit_gaussian
 
-__all__ = ["FlowToLearnParams", "GaussianSource", "fit_gaussian", "flow_to_learn"]
+__all__ = ["FlowToLearnParams", "Origin", "flow_to_learn"]
 
 COUPLINGS = ("independent", "optimal_transport")
 
 
-class GaussianSource(NamedTuple):
-    """N(mean, factor factor^T): a point is mean + factor n, n of unit noise."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a flow starts: "gaussian", "fitted" or "initial"; and how its starts were paired with codes."""
 
-    mean: Float[Array, " codes"]
-    factor: Float[Array, "codes codes"]
+    source: str
+    coupling: str
 
 
 class FlowToLearnParams(NamedTuple):
-    """What a fit finds: of the encoder, of the flow, and the source where it is a Gaussian."""
+    """What a fit finds: of the encoder, of the flow, and the source where it is a Gaussian; and what it was fitted by."""
 
     encoder: PyTree
     flow: PyTree
     source: GaussianSource | None
+    origin: Origin
 
 
 def flow_to_learn(
@@ -48,9 +51,10 @@ def flow_to_learn(
     Args:
       encoder: from weights to codes.
       flow: from a source to codes: `empirical_flow_matching`, or `self_distilled_flow_map`, which generates in one call.
-      source: "gaussian" for unit noise; "fitted" for the Gaussian that has the codes' mean and covariance; or the law of the
-        networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are. Unit noise under an independent
-        coupling is drawn afresh in every batch; any other source once for each network.
+      source: "gaussian" for noise of the flow's own deviation, its `std_0`; "fitted" for the Gaussian that has the codes' mean
+        and covariance; or the law of the networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are.
+        Noise under an independent coupling is drawn afresh in every batch; any other source once for each network, and noise
+        that is to be coupled is of unit deviation.
       coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`groups` of `fit`),
         only within a group, since else a source would tell its condition.
 
@@ -71,6 +75,7 @@ def flow_to_learn(
         raise ValueError(f"source: expected 'gaussian', 'fitted' or a law of initial weights, got {source!r}")
     if coupling not in COUPLINGS:
         raise ValueError(f"coupling: expected one of {', '.join(COUPLINGS)}, got {coupling!r}")
+    origin = Origin("initial" if callable(source) else source, coupling)
 
     def fit(key, weights, cond=None, *, groups=None, encoder_params=None, folder=None, progress=None):
         if groups is not None and len(groups) != len(weights):
@@ -91,7 +96,9 @@ def flow_to_learn(
             index = optimal_transport(x_0, z_1, groups)
             z_1, cond = z_1[index], None if cond is None else cond[index]
         params = flow.fit(key_flow, z_1, cond, x_0=x_0, folder=inside("flow"), progress=progress)
-        return FlowToLearnParams(encoder_params, params, gaussian)
+        if x_0 is None:
+            gaussian = gaussian._replace(factor=jnp.diag(params.std_0))
+        return FlowToLearnParams(encoder_params, params, gaussian, origin)
 
     def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None):
         if not temperature >= 0 or (temperature != 1 and params.source is None):
@@ -106,19 +113,12 @@ def flow_to_learn(
     return Generator(fit, generate, velocity, jump)
 
 
-def fit_gaussian(points: Float[Array, "num dim"]) -> GaussianSource:
-    """The Gaussian of the points' mean and covariance, which may be singular."""
-    variance, directions = np.linalg.eigh(np.cov(np.asarray(points, np.float64).T).reshape(points.shape[1], -1))
-    factor = directions * np.sqrt(np.maximum(variance, 0))
-    return GaussianSource(points.mean(0), jnp.asarray(factor, points.dtype))
-
-
 def _gaussian(source, z_1):
     if callable(source):
         return None
     if source == "fitted":
         return fit_gaussian(z_1)
-    return GaussianSource(jnp.zeros_like(z_1[0]), jnp.eye(z_1.shape[1], dtype=z_1.dtype))
+    return unit_gaussian(z_1[0])
 
 
 def _draw(encoder, encoder_params, source, gaussian, key, num, temperature=1.0):
@@ -126,5 +126,4 @@ def _draw(encoder, encoder_params, source, gaussian, key, num, temperature=1.0):
     if gaussian is None:
         weights = jax.vmap(source)(jax.random.split(key, num))
         return encode_all(encoder, encoder_params, weights)
-    noise = jax.random.normal(key, (num, len(gaussian.mean)), gaussian.mean.dtype)
-    return gaussian.mean + temperature * noise @ gaussian.factor.T
+    return draw_gaussian(key, gaussian, num, temperature)

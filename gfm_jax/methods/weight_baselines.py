@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.methods.codes import decode_all, encode_all
 from gfm_jax.methods.flow_data import adam_on_cosine
-from gfm_jax.methods.flow_to_learn import GaussianSource, fit_gaussian
 from gfm_jax.networks import MLP, init_network
+from gfm_jax.paths import draw_gaussian, fit_gaussian
 from gfm_jax.training import fit as minimise
 
 __all__ = ["gaussian", "hypernetwork", "interpolation", "mean", "perturbation", "random", "retrieval", "ridge", "soup"]
@@ -127,9 +127,7 @@ def gaussian(encoder: Encoder) -> Generator:
         return Coded(params, fit_gaussian(codes))
 
     def generate(key, params, num, cond=None):
-        law: GaussianSource = params.model
-        noise = jax.random.normal(key, (num, len(law.mean)), law.mean.dtype)
-        return decode_all(encoder, params.encoder, law.mean + noise @ law.factor.T)
+        return decode_all(encoder, params.encoder, draw_gaussian(key, params.model, num))
 
     return Generator(fit, generate)
 

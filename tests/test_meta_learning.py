@@ -1,0 +1,79 @@
+"""Meta-learning on tasks whose best initialisation is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gfm_jax.methods import weight_baselines as baselines
+from gfm_jax.methods.meta_learning import adapt, adapted, maml, reptile
+
+CURVATURE = jnp.array([1.0, 4.0])
+CENTRE = jnp.array([2.0, -1.0])
+
+
+def init(key):
+    return jax.random.normal(key, (2,))
+
+
+def loss(w, minimum):
+    """A bowl around the minimum of a task."""
+    return jnp.sum(CURVATURE * (w - minimum) ** 2) / 2
+
+
+def draw(key, centre):
+    minimum = centre + jax.random.normal(key, (2,))
+    return minimum, minimum
+
+
+def test_adapt_is_gradient_descent():
+    path = adapt(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE)
+    want = CENTRE * (1 - (1 - 0.1 * CURVATURE) ** np.arange(4)[:, None])
+    np.testing.assert_allclose(path, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [maml, reptile])
+def test_the_initialisation_is_the_mean_of_the_minima(make, key):
+    """Of bowls of one curvature, whatever the number of inner steps."""
+    model = make(init, loss, draw, inner_steps=2, num_steps=600, peak_rate=5e-2, batch_size=64)
+    params = model.fit(key, CENTRE)
+    found = model.generate(key, params, 3)
+    np.testing.assert_allclose(found, jnp.broadcast_to(CENTRE, (3, 2)), atol=0.1)
+
+
+def test_maml_looks_at_what_the_steps_do(key):
+    """Bowls of unequal curvature: MAML's optimum weighs each by a (1 - rate a)^2, Reptile's by 1 - (1 - rate a)^k."""
+    curvature = jnp.array([1.0, 8.0])
+    minima = jnp.array([0.0, 1.0])
+    loss = lambda w, task: task[0] * (w[0] - task[1]) ** 2 / 2
+    draw = lambda key, data: (lambda i: ((data[0][i], data[1][i]),) * 2)(jax.random.randint(key, (), 0, 2))
+    rate = 0.1
+    for make, weight in ((maml, curvature * (1 - rate * curvature) ** 2), (reptile, 1 - (1 - rate * curvature))):
+        model = make(
+            lambda key: jnp.ones(1),
+            loss,
+            draw,
+            inner_rate=rate,
+            inner_steps=1,
+            num_steps=800,
+            peak_rate=1e-2,
+            batch_size=64,
+        )
+        found = model.fit(key, (curvature, minima))
+        np.testing.assert_allclose(found, weight @ minima / weight.sum(), atol=0.03)
+
+
+def test_training_from_scratch_is_a_generator(key):
+    scratch = adapted(baselines.random(init), loss, optax.sgd(0.2), 100)
+    params = scratch.fit(key, jnp.zeros((4, 2)))
+    minima = jnp.arange(6.0).reshape(3, 2)
+    np.testing.assert_allclose(scratch.generate(key, params, 3, support=minima), minima, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [maml, reptile])
+def test_bad_choices(make):
+    with pytest.raises(ValueError, match="inner_steps: expected at least 1, got 0"):
+        make(init, loss, draw, inner_steps=0)
+    with pytest.raises(ValueError, match="inner_rate: expected more than 0, got -1"):
+        make(init, loss, draw, inner_rate=-1.0)
