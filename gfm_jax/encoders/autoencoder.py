@@ -158,22 +158,33 @@ def _objective(recipe: AutoencoderRecipe, outputs, augment):
     def loss(params, key, batch):
         weights, seen = batch
         params = params._replace(mean=jax.lax.stop_gradient(params.mean), scale=jax.lax.stop_gradient(params.scale))
+        encode, decode = functools.partial(_posterior, recipe), functools.partial(_decode, recipe)
+        return autoencoder_loss(recipe, encode, decode, outputs, params, key, weights, seen)
 
-        def one(key, w):
-            mean, log_std = _posterior(recipe, params, w)
-            std = jnp.exp(log_std) if recipe.kl else recipe.noise
-            found = _decode(recipe, params, mean + std * jax.random.normal(key, mean.shape, mean.dtype))
-            terms = {"weights": relative_square(found, w, params.scale)}
-            if outputs is not None:
-                terms["behaviour"] = behavioural(outputs, found, w, seen)
-            if recipe.kl:
-                terms["kl"] = gaussian_kl(mean, log_std)
-            return terms
+    return loss, sample, encoder_optimizer(recipe)
 
-        terms = jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(key, len(weights)), weights))
-        return sum(getattr(recipe, name) * term for name, term in terms.items()), terms
 
+def autoencoder_loss(recipe: AutoencoderRecipe, encode, decode, outputs, params, key, weights, seen):
+    """What a round trip of a batch loses, by term: `encode(params, w) -> mean, log_std`, `decode(params, z) -> w`."""
+
+    def one(key, w):
+        mean, log_std = encode(params, w)
+        std = jnp.exp(log_std) if recipe.kl else recipe.noise
+        found = decode(params, mean + std * jax.random.normal(key, mean.shape, mean.dtype))
+        terms = {"weights": relative_square(found, w, params.scale)}
+        if outputs is not None:
+            terms["behaviour"] = behavioural(outputs, found, w, seen)
+        if recipe.kl:
+            terms["kl"] = gaussian_kl(mean, log_std)
+        return terms
+
+    terms = jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(key, len(weights)), weights))
+    return sum(getattr(recipe, name) * term for name, term in terms.items()), terms
+
+
+def encoder_optimizer(recipe: AutoencoderRecipe) -> optax.GradientTransformation:
+    """Adam on a cosine, with clipped gradients."""
     rate = optax.warmup_cosine_decay_schedule(
         0.0, recipe.peak_rate, max(recipe.num_steps // 50, 1), recipe.num_steps + 1
     )
-    return loss, sample, optax.chain(optax.clip_by_global_norm(recipe.clip), optax.adam(rate, b2=0.99))
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), optax.adam(rate, b2=0.99))

@@ -1,0 +1,71 @@
+"""Weights as tokens: a set of vectors of one length, one or more for every unit, whatever the widths of the network."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Layout
+
+__all__ = ["Tokens", "from_tokens", "to_tokens", "tokens_of"]
+
+
+class Tokens(NamedTuple):
+    """Which weights make which token.
+
+    Attributes:
+      index: of each token the places in the flat vector, -1 where it is filled up with zeros, [num, size].
+      layer, unit, chunk: of each token, the layer and the unit whose incoming weights it holds, and which stretch of them.
+    """
+
+    index: np.ndarray
+    layer: np.ndarray
+    unit: np.ndarray
+    chunk: np.ndarray
+
+
+def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
+    """Divides weights among tokens: a unit's are its incoming weights, then its bias, cut into stretches of one size.
+
+    Leaves that lie side by side under one name, such as "hidden_0/kernel" and "hidden_0/bias", are a layer; its units run along
+    their last axis.
+
+    Args:
+      layout: of the flat weights.
+      size: of a token; by default as many weights as the largest unit has.
+
+    Raises:
+      ValueError: for a size below 1.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size: expected at least 1, got {size}")
+    starts = np.cumsum([0, *layout.sizes])
+    layers: dict[tuple[str, int], list[np.ndarray]] = {}
+    for name, shape, start, length in zip(layout.names, layout.shapes, starts, layout.sizes, strict=False):
+        units = shape[-1] if shape else 1
+        incoming = np.arange(start, start + length).reshape(-1, units).T  # [units, weights]
+        layers.setdefault((name.rpartition("/")[0], units), []).append(incoming)
+    # "bias" lies before "kernel" in the flat vector; a unit begins with what it multiplies.
+    of_layer = [np.concatenate(parts[::-1], axis=1) for parts in layers.values()]
+    size = max(places.shape[1] for places in of_layer) if size is None else size
+    index, where = [], []
+    for layer, places in enumerate(of_layer):
+        for unit, own in enumerate(places):
+            for chunk, begin in enumerate(range(0, len(own), size)):
+                stretch = own[begin : begin + size]
+                index.append(np.pad(stretch, (0, size - len(stretch)), constant_values=-1))
+                where.append((layer, unit, chunk))
+    return Tokens(np.array(index), *np.array(where).T)
+
+
+def to_tokens(tokens: Tokens, weights: Float[Array, " dim"]) -> Float[Array, "num size"]:
+    """The tokens of one network."""
+    return jnp.where(tokens.index >= 0, weights[tokens.index], 0)
+
+
+def from_tokens(tokens: Tokens, vectors: Float[Array, "num size"]) -> Float[Array, " dim"]:
+    """The weights that the tokens stand for: the inverse of `to_tokens`."""
+    real = tokens.index >= 0
+    order = np.argsort(tokens.index[real])
+    return vectors[np.nonzero(real)][order]
