@@ -64,6 +64,9 @@ def test_behavioural_loss():
     assert behavioural(outputs, w, w, inputs) == 0
     assert behavioural(outputs, w + 5.0, w, inputs) == pytest.approx(0, abs=1e-6)  # adds the same to all outputs
     assert behavioural(outputs, jnp.zeros(6), w, inputs) == pytest.approx(1)
+    assert behavioural(outputs, w + 5.0, w, inputs, logits=False) == pytest.approx(75)  # 25 of a mean square of 1/3
+    with pytest.raises(ValueError, match="logits: expected False for one output"):
+        behavioural(lambda w, x: x @ w[:, None], w[:2], w[2:4], inputs)
 
 
 @pytest.fixture

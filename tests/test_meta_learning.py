@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.meta_learning import adapt, adapted, maml, reptile
+from gfm_jax.methods.meta_learning import adapt, adaptation, adapted, maml, reptile
 
 CURVATURE = jnp.array([1.0, 4.0])
 CENTRE = jnp.array([2.0, -1.0])
@@ -28,9 +28,10 @@ def draw(key, centre):
 
 
 def test_adapt_is_gradient_descent():
-    path = adapt(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE)
+    path = adaptation(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE)
     want = CENTRE * (1 - (1 - 0.1 * CURVATURE) ** np.arange(4)[:, None])
     np.testing.assert_allclose(path, want, rtol=1e-5)
+    np.testing.assert_array_equal(adapt(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE), path[-1])
 
 
 @pytest.mark.parametrize("make", [maml, reptile])

@@ -13,7 +13,7 @@ from experiments.flown.zoo import Networks, Zoo
 from gfm_jax.encoders import class_context, label_codes, pca, relabel
 from gfm_jax.tasks import draw_support
 
-__all__ = ["Episodes", "Lessons", "draw_episodes", "draw_lessons", "see"]
+__all__ = ["Episodes", "Lessons", "draw_episode", "draw_episodes", "draw_lessons", "see"]
 
 
 class Episodes(NamedTuple):
@@ -56,6 +56,24 @@ def draw_episodes(context, key, images, classes, shots: int) -> Episodes:
     one = lambda key, own: draw_support(key, images, own, shots)
     support, labels = jax.vmap(one)(jax.random.split(key, len(classes)), classes)
     return Episodes(support, labels, jax.vmap(context)(support, labels))
+
+
+def draw_episode(num_ways: int, shots: int, key: Array, data):
+    """A support set and a query set for the task of one of the networks, in an order of its own, drawn with replacement.
+
+    Args:
+      num_ways, shots: classes of a task, and examples of each in either set.
+      key: randomness.
+      data: (images, classes [networks, ways]).
+    """
+    images, classes = data
+    key_task, key_order, key_examples = jax.random.split(key, 3)
+    row = classes[jax.random.randint(key_task, (), 0, len(classes))]
+    labels = jnp.repeat(jnp.arange(num_ways), shots)
+    own = jax.random.permutation(key_order, row)[labels]
+    index = images.start[own] + jax.random.randint(key_examples, (2, len(own)), 0, images.count[own])
+    support, query = images.inputs[index]
+    return (support, labels), (query, labels)
 
 
 def draw_lessons(key: Array, config, zoo: Zoo, context) -> Lessons:

@@ -6,83 +6,127 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import PyTree
 
+from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.contexts import draw_episodes
-from experiments.flown.judge import accuracy, support_loss, tune
-from experiments.flown.learn import Codes, conditional
+from experiments.flown.judge import accuracy, loss_on, train, tune
+from experiments.flown.learn import INNER_RATE, SOLVER_STEPS, Cast, Codes
+from gfm_jax.base import Generator
 
-__all__ = ["OnHeldOut", "on_held_out_tasks"]
+__all__ = ["Fitted", "best_of_samples", "episodes_of", "fit_conditional", "judge_tasks"]
 
-DRAWN = ("flow",)  # who makes another network at every call: of several the support set chooses
-LONG = ("hypernetwork", "flow")  # to fit
+LONG = ("hypernetwork", "flow", "flow map")  # to fit
+META = ("maml", "reptile")
 SHARE = 0.95  # of the trained accuracy, which the steps downstream are counted to
+SPLITS = ("validation", "held_out")
 
 
-class OnHeldOut(NamedTuple):
-    """By (table, row) its metrics; and by name the accuracy at each step downstream, a mean over tasks."""
+class Fitted(NamedTuple):
+    """By name, what makes networks for a context, and what it learned."""
 
-    rows: dict[tuple[str, str], dict[str, float]]
-    curves: dict[str, np.ndarray]
+    models: dict[str, Generator]
+    params: dict[str, PyTree]
 
 
-def on_held_out_tasks(key, config, zoo, codes: Codes, context, place, name: str) -> OnHeldOut:
-    """Fits everyone to the lessons, and asks them for networks of the held-out tasks."""
-    key_fit, key_support, key_draw = jax.random.split(key, 3)
-    models = conditional(config, codes.encoder, zoo.init)
-    fitted = {}
-    for number, (row, model) in enumerate(models.items()):
+def fit_conditional(key, zoo, cast: Cast, codes: Codes, place, name: str) -> Fitted:
+    """Everyone fitted to the lessons, and meta-learning to episodes of the training tasks."""
+    params = {}
+    for number, (row, model) in enumerate(cast.conditional.items()):
         long = {"folder": place / row, "progress": f"{name}, {row}"} if row in LONG else {}
-        key_own = jax.random.fold_in(key_fit, number)
-        fitted[row] = model.fit(key_own, *codes.lessons, encoder_params=codes.params, **long)
-    trained = float(accuracy(zoo.apply, *zoo.held_out, zoo.images["test"]).mean())
-    rows, curves = {}, {}
-    for shots in config.shots:
-        table = f"held_out_tasks/{shots}"
-        episodes = {
-            split: draw_episodes(
-                context,
-                jax.random.fold_in(key_support, number),
-                zoo.images["train"],
-                getattr(zoo, split).classes,
-                shots,
-            )
-            for number, split in enumerate(("validation", "held_out"))
-        }
-        for row, model in models.items():
-            make = functools.partial(_make, config, zoo, row, model, fitted[row])
-            made = {
-                split: make(jax.random.fold_in(key_draw, number), episodes[split], getattr(zoo, split).classes)
-                for number, split in enumerate(episodes)
-            }
-            runs = {
-                split: (made[split][0], getattr(zoo, split).classes, episodes[split].images, episodes[split].labels)
-                for split in episodes
-            }
-            curve, rate = tune(
-                config, zoo.apply, runs["validation"], runs["held_out"], zoo.images["validation"], zoo.images["test"]
-            )
-            mean = curve.mean(0)
-            reached = np.flatnonzero(mean >= SHARE * trained)
-            rows[table, row] = {
-                **{f"{k} steps": float(mean[k]) for k in config.tuning_steps},
-                f"steps to {SHARE:.0%} of trained": float(reached[0]) if len(reached) else np.nan,
-                "mean of samples": made["held_out"][1],
-                "rate": rate,
-            }
-            curves[f"curve/{shots}/{row}"] = mean
-    return OnHeldOut(rows, curves)
+        own = jax.random.fold_in(key, number)
+        params[row] = model.fit(own, *codes.lessons, encoder_params=codes.params, **long)
+    for number, (row, model) in enumerate(cast.meta.items()):
+        long = {"folder": place / row, "progress": f"{name}, {row}"}
+        data = (zoo.images["train"], zoo.train.classes)
+        params[row] = model.fit(jax.random.fold_in(key, len(cast.conditional) + number), data, **long)
+    return Fitted(cast.conditional | cast.meta, params)
 
 
-def _make(config, zoo, row, model, params, key, episodes, classes):
-    """A network for each task, the best by support loss where there are several; and the mean accuracy of all of them."""
-    if row not in DRAWN:
-        made = model.generate(key, params, len(classes), episodes.context)
-        return made, float(accuracy(zoo.apply, made, classes, zoo.images["test"]).mean())
-    repeat = lambda leaf: jnp.repeat(leaf, config.num_samples, axis=0)
-    many = model.generate(
-        key, params, len(classes) * config.num_samples, repeat(episodes.context), temperature=config.temperature
+def episodes_of(key, zoo, context, shots: int):
+    """A support set for each validation and each held-out network's task."""
+    draw = lambda number, split: draw_episodes(
+        context, jax.random.fold_in(key, number), zoo.images["train"], getattr(zoo, split).classes, shots
     )
-    losses = support_loss(zoo.apply, many, repeat(episodes.images), repeat(episodes.labels))
-    best = losses.reshape(len(classes), -1).argmin(1)
-    chosen = many.reshape(len(classes), config.num_samples, -1)[jnp.arange(len(classes)), best]
-    return chosen, float(accuracy(zoo.apply, many, repeat(classes), zoo.images["test"]).mean())
+    return {split: draw(number, split) for number, split in enumerate(SPLITS)}
+
+
+def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
+    """By row its metrics on held-out tasks, whose networks were trained on all images of them; and the accuracy at each step
+    downstream, a mean over tasks."""
+    trained = float(accuracy(zoo.apply, *zoo.held_out, zoo.images["test"]).mean())
+    rows, curves = {"trained": {"0 steps": trained}}, {}
+    for row in fitted.models:
+        made, mean = _make_all(key, config, zoo, fitted, row, episodes)
+        runs = {
+            split: (made[split], getattr(zoo, split).classes, episodes[split].images, episodes[split].labels)
+            for split in SPLITS
+        }
+        candidates = [(optax.adam, rate) for rate in config.tuning_rates]
+        if row in META:
+            candidates.append((optax.sgd, INNER_RATE))
+        curve, rate = tune(
+            config,
+            zoo.apply,
+            candidates,
+            runs["validation"],
+            runs["held_out"],
+            zoo.images["validation"],
+            zoo.images["test"],
+        )
+        mean_curve = curve.mean(0)
+        reached = np.flatnonzero(mean_curve >= SHARE * trained)
+        rows[row] = {
+            **{f"{k} steps": float(mean_curve[k]) for k in config.tuning_steps},
+            f"steps to {SHARE:.0%} of trained": float(reached[0]) if len(reached) else np.nan,
+            "mean of samples": mean,
+            "rate": rate,
+        }
+        curves[row] = mean_curve
+    rows["from scratch, equal compute"] = _from_scratch(key, config, zoo, codes, fitted, episodes, rows)
+    return rows, curves
+
+
+def _make_all(key, config, zoo, fitted, row, episodes):
+    """A network for each task of both splits; and the mean accuracy of all that were made for held-out tasks."""
+    model, params, made, many = fitted.models[row], fitted.params[row], {}, None
+    for number, split in enumerate(SPLITS):
+        own, classes = jax.random.fold_in(key, number), getattr(zoo, split).classes
+        if row == "flow":
+            made[split], many = best_of_samples(config, zoo, model, params, own, episodes[split])
+        else:
+            made[split] = model.generate(own, params, len(classes), episodes[split].context)
+    if many is None:
+        many = made["held_out"]
+    classes = jnp.repeat(zoo.held_out.classes, len(many) // len(zoo.held_out.classes), axis=0)
+    return made, float(accuracy(zoo.apply, many, classes, zoo.images["test"]).mean())
+
+
+def best_of_samples(config, zoo, model, params, key, episodes):
+    """Of several networks for each support set the one with the least loss on it; and all of them."""
+    num = len(episodes.context)
+    repeat = lambda leaf: jnp.repeat(leaf, config.num_samples, axis=0)
+    options = {"temperature": config.temperature}
+    many = model.generate(key, params, num * config.num_samples, repeat(episodes.context), **options)
+    losses = _losses(zoo.apply, many, repeat(episodes.images), repeat(episodes.labels)).reshape(num, -1)
+    return many.reshape(num, config.num_samples, -1)[jnp.arange(num), losses.argmin(1)], many
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(apply, weights, support, labels):
+    return jax.vmap(lambda w, *examples: loss_on(apply, w, examples))(weights, support, labels)
+
+
+def _from_scratch(key, config, zoo, codes, fitted, episodes, rows):
+    """Random weights after as many steps on the support set as the samples of the flow cost, at the rate that suits them."""
+    own, loss = episodes["held_out"], functools.partial(loss_on, zoo.apply)
+    one = own.images[0], own.labels[0]
+    args = (fitted.models["flow"], fitted.params["flow"], codes.encoder, own.context[0])
+    equal = steps_of_equal_compute(*args, loss, zoo.held_out.weights[0], one, 2 * SOLVER_STEPS)
+    steps = min(equal * config.num_samples, config.most_scratch_steps)
+    row = "random initialisation"
+    start = fitted.models[row].generate(key, fitted.params[row], len(own.labels))
+    weights = train(zoo.apply, steps, rows[row]["rate"], start, own.images, own.labels)
+    found = accuracy(zoo.apply, weights, zoo.held_out.classes, zoo.images["test"])
+    return {"0 steps": float(found.mean()), "steps of training": float(steps)}

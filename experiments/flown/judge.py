@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gfm_jax.methods.meta_learning import adapt, adaptation
 from gfm_jax.tasks import labels_among
 
-__all__ = ["accuracy", "seeming_accuracy", "support_loss", "tune"]
+__all__ = ["accuracy", "loss_on", "seeming_accuracy", "train", "tune"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -43,46 +44,44 @@ def seeming_accuracy(num_classes: int, guess, images):
     return score
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def support_loss(apply, weights, support, labels):
-    """The cross-entropy of each network on its support set."""
-    one = lambda w, x, y: optax.softmax_cross_entropy_with_integer_labels(apply(w, x), y).mean()
-    return jax.vmap(one)(weights, support, labels)
+def loss_on(apply, weights, examples):
+    """The cross-entropy of one network on labelled examples."""
+    inputs, labels = examples
+    return optax.softmax_cross_entropy_with_integer_labels(apply(weights, inputs), labels).mean()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _tune(apply, num_steps, rate, weights, classes, support, labels, images):
-    """Accuracy before and after every step of Adam on the support set, [networks, steps + 1]."""
-    optimizer = optax.adam(rate)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _tune(apply, make, num_steps, rate, weights, classes, support, labels, images):
+    """Accuracy before and after every step of an optimizer on the support set, [networks, steps + 1]."""
 
     def one(run):
-        w, own, x, y = run
+        w, own, *examples = run
         targets = labels_among(images.labels, own)
-
-        def accuracy_of(w):
-            return jnp.sum((apply(w, images.inputs).argmax(-1) == targets) & (targets >= 0)) / jnp.sum(targets >= 0)
-
-        def step(carry, _):
-            w, state = carry
-            loss = lambda w: optax.softmax_cross_entropy_with_integer_labels(apply(w, x), y).mean()
-            updates, state = optimizer.update(jax.grad(loss)(w), state, w)
-            return (optax.apply_updates(w, updates), state), accuracy_of(w)
-
-        (w, _), before = jax.lax.scan(step, (w, optimizer.init(w)), length=num_steps)
-        return jnp.append(before, accuracy_of(w))
+        path = adaptation(functools.partial(loss_on, apply), make(rate), num_steps, w, examples)
+        right = lambda w: jnp.sum((apply(w, images.inputs).argmax(-1) == targets) & (targets >= 0))
+        return jax.lax.map(right, path) / jnp.sum(targets >= 0)
 
     return jax.lax.map(one, (weights, classes, support, labels), batch_size=64)
 
 
-def tune(config, apply, on_validation, on_held_out, validation_images, test_images):
-    """Accuracy [networks, steps + 1] downstream on held-out tasks, at the rate that is best on validation tasks; and the rate.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train(apply, num_steps, rate, weights, support, labels):
+    """The weights after so many steps of Adam on the support set."""
+    one = lambda w, *examples: adapt(functools.partial(loss_on, apply), optax.adam(rate), num_steps, w, examples)
+    return jax.vmap(one)(weights, support, labels)
+
+
+def tune(config, apply, candidates, on_validation, on_held_out, validation_images, test_images):
+    """Accuracy [networks, steps + 1] downstream on held-out tasks, by what is best on validation tasks; and its rate.
 
     Args:
+      candidates: optimizers, (make, rate).
       on_validation, on_held_out: (weights, classes, support, labels) each.
     """
     last = config.tuning_steps[-1]
     ends = [
-        float(_tune(apply, last, rate, *on_validation, validation_images)[:, -1].mean()) for rate in config.tuning_rates
+        float(_tune(apply, make, last, rate, *on_validation, validation_images)[:, -1].mean())
+        for make, rate in candidates
     ]
-    rate = config.tuning_rates[int(np.argmax(ends))]
-    return np.asarray(_tune(apply, config.most_steps, rate, *on_held_out, test_images)), rate
+    make, rate = candidates[int(np.argmax(ends))]
+    return np.asarray(_tune(apply, make, config.most_steps, rate, *on_held_out, test_images)), rate

@@ -1,20 +1,27 @@
 """Who generates: the flow, and what stands beside it, all on the codes of one encoder."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from experiments.flown.contexts import Lessons
+from experiments.flown.contexts import Lessons, draw_episode
+from experiments.flown.judge import loss_on
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.encoders import autoencoder, chain, relabel, standardized
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn
+from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
 from gfm_jax.methods import weight_baselines as baselines
+from gfm_jax.methods.meta_learning import maml, reptile
 from gfm_jax.networks import TimeMLP
 
-__all__ = ["Codes", "codec", "conditional", "unconditional"]
+__all__ = ["INNER_RATE", "SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
 
 WIDTHS = (512, 512, 512)
+SOLVER_STEPS = 25  # of Heun's method, two velocities each
+INNER_RATE = 0.1  # of MAML and Reptile, by gradient descent
+INNER_STEPS = 5
 
 
 class Codes(NamedTuple):
@@ -27,37 +34,65 @@ class Codes(NamedTuple):
 
 def codec(config, zoo) -> Encoder:
     """Codes of unit deviation, by an autoencoder that sees every network with its labels in any order."""
-    shuffle = lambda key, w: relabel(zoo.relabeling, jax.random.permutation(key, config.num_ways), w)
-    images = zoo.images["train"].inputs
-    learned = autoencoder(config.num_codes, zoo.apply, images, augment=shuffle, num_steps=config.encoder_steps)
+    images, augment = zoo.images["train"].inputs, shuffled(config, zoo)
+    learned = autoencoder(config.num_codes, zoo.apply, images, augment=augment, num_steps=config.encoder_steps)
     return chain(learned, standardized(by_coordinate=True))
 
 
-def conditional(config, encoder: Encoder, init) -> dict[str, Generator]:
-    """By name, what makes a network for a context."""
-    return {
-        "random initialisation": baselines.random(init),
+def shuffled(config, zoo) -> Callable[[Array, Array], Array]:
+    """`(key, w) -> w`, with its labels in any order."""
+    return lambda key, w: relabel(zoo.relabeling, jax.random.permutation(key, config.num_ways), w)
+
+
+class Cast(NamedTuple):
+    """By name, everyone who makes networks: for a context, from episodes of the training tasks, of any task. Made once, so that
+    another fit compiles nothing."""
+
+    conditional: dict[str, Generator]
+    meta: dict[str, Generator]
+    unconditional: dict[str, Generator]
+
+
+def make_cast(config, zoo, encoder: Encoder) -> Cast:
+    """Everyone, on the codes of one encoder."""
+    flow, steps = flow_on(encoder, config.flow_steps), config.flow_steps
+    conditional = {
+        "random initialisation": baselines.random(zoo.init),
         "mean": baselines.mean(),
         "soup": baselines.soup(),
         "retrieval": baselines.retrieval(),
         "ridge": baselines.ridge(encoder),
-        "hypernetwork": baselines.hypernetwork(encoder, num_steps=config.flow_steps),
-        "flow": _flow(config, encoder),
+        "hypernetwork": baselines.hypernetwork(encoder, num_steps=steps),
+        "flow": flow,
+        "flow map": flow_to_learn(encoder, self_distilled_flow_map(TimeMLP(WIDTHS), num_steps=steps)),
     }
-
-
-def unconditional(config, encoder: Encoder, init) -> dict[str, Generator]:
-    """By name, what makes a network of any task."""
-    return {
-        "random initialisation": baselines.random(init),
+    loss, draw = (
+        functools.partial(loss_on, zoo.apply),
+        functools.partial(draw_episode, config.num_ways, config.shots[-1]),
+    )
+    options = {"inner_rate": INNER_RATE, "inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
+    meta = {name: make(zoo.init, loss, draw, **options) for name, make in (("maml", maml), ("reptile", reptile))}
+    unconditional = {
+        "random initialisation": conditional["random initialisation"],
         "interpolation": baselines.interpolation(),
-        "soup": baselines.soup(),
+        "soup": conditional["soup"],
         "noise around a network": baselines.perturbation(),
         "gaussian": baselines.gaussian(encoder),
-        "flow": _flow(config, encoder),
+        "flow": flow,
     }
+    chosen = lambda makers: {name: own for name, own in makers.items() if name in (*ALWAYS, *config.makers)}
+    return Cast(chosen(conditional), chosen(meta), unconditional)
 
 
-def _flow(config, encoder):
-    velocity = empirical_flow_matching(TimeMLP(WIDTHS), num_steps=config.flow_steps)
-    return flow_to_learn(encoder, velocity)
+ALWAYS = ("random initialisation", "flow")
+
+
+@functools.cache
+def flow_on(encoder: Encoder, num_steps: int) -> Generator:
+    """Flow to learn, with a perceptron as velocity."""
+    return flow_to_learn(encoder, _velocity(num_steps))
+
+
+@functools.cache  # so that codes of one length share programs
+def _velocity(num_steps: int) -> Generator:
+    return empirical_flow_matching(TimeMLP(WIDTHS), num_steps=num_steps, peak_rate=5e-3, solver_steps=SOLVER_STEPS)

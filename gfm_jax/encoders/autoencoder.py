@@ -28,6 +28,7 @@ class AutoencoderRecipe(NamedTuple):
       widths: of the hidden layers of the encoder, and in reverse of the decoder.
       weights, behaviour, kl: weights of the three terms of the loss.
       noise: deviation of noise on the codes where kl is 0; else every code learns its own, which makes this a variational one.
+      logits: whether outputs are logits, whose mean over classes does not count; False for regression.
       num_inputs: examples on which a batch of networks is compared.
       num_steps, batch_size, peak_rate, clip, average: of the fit, by Adam on a cosine; the average is over parameters.
     """
@@ -38,6 +39,7 @@ class AutoencoderRecipe(NamedTuple):
     behaviour: float = 1.0
     kl: float = 0.0
     noise: float = 0.1
+    logits: bool = True
     num_inputs: int = 64
     num_steps: int = 3000
     batch_size: int = 128
@@ -173,7 +175,7 @@ def autoencoder_loss(recipe: AutoencoderRecipe, encode, decode, outputs, params,
         found = decode(params, mean + std * jax.random.normal(key, mean.shape, mean.dtype))
         terms = {"weights": relative_square(found, w, params.scale)}
         if outputs is not None:
-            terms["behaviour"] = behavioural(outputs, found, w, seen)
+            terms["behaviour"] = behavioural(outputs, found, w, seen, logits=recipe.logits)
         if recipe.kl:
             terms["kl"] = gaussian_kl(mean, log_std)
         return terms

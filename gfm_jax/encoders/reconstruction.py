@@ -14,22 +14,33 @@ def relative_square(found: Float[Array, "*shape"], target: Float[Array, "*shape"
 
 
 def behavioural(
-    outputs: Callable[[Array, Array], Array], found: Float[Array, " dim"], target: Float[Array, " dim"], inputs: Array
+    outputs: Callable[[Array, Array], Array],
+    found: Float[Array, " dim"],
+    target: Float[Array, " dim"],
+    inputs: Array,
+    *,
+    logits: bool = True,
 ) -> Float[Array, ""]:
     r"""What the round trip changes in the outputs, in units of their own mean square.
 
     .. math:: \frac{E_x |f_w(x) - f_{\hat w}(x)|^2}{E_x |f_w(x)|^2}
 
-    Means over the outputs of an example are left out, as softmax leaves them out. On behavioural losses of weight-space
-    encoders, arXiv 2503.17138.
+    On behavioural losses of weight-space encoders, arXiv 2503.17138.
 
     Args:
       outputs: `(w, inputs) -> [num, outputs]`.
       found, target: weights.
       inputs: examples to look at.
+      logits: whether the mean over the outputs of an example is left out, as softmax leaves it out.
+
+    Raises:
+      ValueError: for logits of one class.
     """
-    centred = lambda y: y - y.mean(-1, keepdims=True)
-    f_found, f_target = centred(outputs(found, inputs)), centred(outputs(target, inputs))
+    f_found, f_target = outputs(found, inputs), outputs(target, inputs)
+    if logits:
+        if f_target.shape[-1] == 1:
+            raise ValueError("logits: expected False for one output, got True")
+        f_found, f_target = (f - f.mean(-1, keepdims=True) for f in (f_found, f_target))
     return jnp.mean((f_found - f_target) ** 2) / jnp.mean(f_target**2)
 
 

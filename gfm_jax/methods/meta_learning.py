@@ -17,7 +17,7 @@ from gfm_jax.base import Generator
 from gfm_jax.methods.flow_data import adam_on_cosine
 from gfm_jax.training import fit as minimise
 
-__all__ = ["adapt", "adapted", "maml", "reptile"]
+__all__ = ["adapt", "adaptation", "adapted", "maml", "reptile"]
 
 
 def adapt(
@@ -26,7 +26,7 @@ def adapt(
     num_steps: int,
     weights: Float[Array, " dim"],
     examples: PyTree,
-) -> Float[Array, "steps dim"]:
+) -> Float[Array, " dim"]:
     r"""Steps of an optimizer on all examples of a support set.
 
     .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla \ell(w_k; \text{support}))
@@ -39,16 +39,29 @@ def adapt(
       examples: the support set.
 
     Returns:
-      The weights before and after every step, [num_steps + 1, dim].
+      The weights after the last step.
     """
+    step = lambda carry, _: (_step(loss, optimizer, examples, carry), None)
+    return jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)[0][0]
 
-    def step(carry, _):
-        w, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(w, examples), state, w)
-        return (optax.apply_updates(w, updates), state), w
 
+def adaptation(
+    loss: Callable[[Array, PyTree], Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    weights: Float[Array, " dim"],
+    examples: PyTree,
+) -> Float[Array, "steps dim"]:
+    """As `adapt`, with the weights before and after every step, [num_steps + 1, dim]."""
+    step = lambda carry, _: (_step(loss, optimizer, examples, carry), carry[0])
     (last, _), before = jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)
     return jnp.concatenate([before, last[None]])
+
+
+def _step(loss, optimizer, examples, carry):
+    w, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(w, examples), state, w)
+    return optax.apply_updates(w, updates), state
 
 
 def adapted(
@@ -76,7 +89,7 @@ def adapted(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _adapt_all(loss, optimizer, num_steps, weights, support):
-    return jax.vmap(lambda w, examples: adapt(loss, optimizer, num_steps, w, examples)[-1])(weights, support)
+    return jax.vmap(lambda w, examples: adapt(loss, optimizer, num_steps, w, examples))(weights, support)
 
 
 def maml(
@@ -116,7 +129,7 @@ def maml(
 
     def objective(w, episode):
         support, query = episode
-        return loss(adapt(loss, optax.sgd(inner_rate), inner_steps, w, support)[-1], query)
+        return loss(adapt(loss, optax.sgd(inner_rate), inner_steps, w, support), query)
 
     return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)
 
@@ -145,7 +158,7 @@ def reptile(
     _check_inner(inner_rate, inner_steps)
 
     def objective(w, episode):
-        after = adapt(loss, optax.sgd(inner_rate), inner_steps, w, episode[0])[-1]
+        after = adapt(loss, optax.sgd(inner_rate), inner_steps, w, episode[0])
         return jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
 
     return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)

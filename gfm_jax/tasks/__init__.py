@@ -12,6 +12,7 @@ from gfm_jax.tasks.regression import (
     linear_regression,
     logistic_regression,
 )
+from gfm_jax.tasks.streamed import streamed
 
 __all__ = [
     "SCHEDULES",
@@ -33,4 +34,5 @@ __all__ = [
     "logistic_regression",
     "minibatch_indices",
     "quadratic",
+    "streamed",
 ]

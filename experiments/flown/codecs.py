@@ -1,0 +1,62 @@
+"""Codecs side by side: what each leaves of networks, and what a Gaussian and a flow make of its codes."""
+
+import functools
+
+import jax
+
+from experiments.flown.judge import accuracy
+from experiments.flown.learn import flow_on, shuffled
+from gfm_jax.base import Encoder
+from gfm_jax.encoders import autoencoder, chain, low_rank, pca, standardized, token_autoencoder
+from gfm_jax.methods import weight_baselines as baselines
+from gfm_jax.methods.codes import decode_all, encode_all
+
+__all__ = ["codecs", "judge_codec", "round_trip"]
+
+SHARE = 0.5  # of the steps of the experiment's own encoder and flow
+
+
+def codecs(config, zoo) -> dict[str, Encoder]:
+    """By name, codecs beside the experiment's own."""
+    images, shuffle = zoo.images["train"].inputs, shuffled(config, zoo)
+    steps, num = max(1, round(SHARE * config.encoder_steps)), config.num_codes
+    learned = functools.partial(autoencoder, outputs=zoo.apply, inputs=images, augment=shuffle, num_steps=steps)
+    unit = lambda encoder: chain(encoder, standardized(by_coordinate=True))
+    [tokens] = token_autoencoder([zoo.layout], num, [zoo.apply], images, augment=[shuffle], num_steps=steps)
+    return {
+        f"principal components, {num}": pca(num),
+        f"principal components, {4 * num}": pca(4 * num),
+        f"adapters of the mean, rank {RANK}": unit(low_rank(zoo.layout, zoo.train.weights.mean(0), RANK)),
+        f"autoencoder, {num}": unit(learned(num)),
+        f"autoencoder by weights alone, {num}": unit(autoencoder(num, augment=shuffle, num_steps=steps)),
+        f"variational, {num}": unit(learned(num, kl=1e-3)),
+        f"tokens, {num}": unit(tokens),
+        f"autoencoder without noise, {4 * num}": unit(learned(4 * num, noise=0.0, weights=0.3)),
+    }
+
+
+RANK = 2
+
+
+def round_trip(encoder: Encoder, params, zoo):
+    """The accuracy of runs that were not learned from, after a round trip."""
+    back = decode_all(encoder, params, encode_all(encoder, params, zoo.unseen.weights))
+    return accuracy(zoo.apply, back, zoo.unseen.classes, zoo.images["test"])
+
+
+def judge_codec(key, config, zoo, exam, lessons, encoder: Encoder, place, name: str) -> dict[str, float]:
+    """Of networks of any task: held-out ones through the codec, and those of a Gaussian and of a flow on its codes."""
+    key_encoder, key_fit, key_draw = jax.random.split(key, 3)
+    params = encoder.fit(key_encoder, zoo.train.weights, folder=place / "encoder", progress=name)
+    made = {}
+    flow = flow_on(encoder, max(1, round(SHARE * config.flow_steps)))
+    for row, model in (("gaussian", baselines.gaussian(encoder)), ("flow", flow)):
+        long = {"folder": place / row, "progress": f"{name}, {row}"} if row == "flow" else {}
+        fitted = model.fit(key_fit, lessons.weights, encoder_params=params, **long)
+        made[row] = model.generate(key_draw, fitted, config.num_generated)
+    codes = encoder.encode(params, zoo.train.weights[0])
+    return {
+        "codes": float(len(codes)),
+        "round trip": float(round_trip(encoder, params, zoo).mean()),
+        **{row: float(exam.accuracy(weights).mean()) for row, weights in made.items()},
+    }

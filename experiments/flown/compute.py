@@ -1,0 +1,20 @@
+"""How many steps of training cost as much as generating a network."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["flops", "steps_of_equal_compute"]
+
+
+def flops(function, *args) -> float:
+    """Floating-point operations of a function without loops, by XLA's own count."""
+    return float(jax.jit(function).lower(*args).cost_analysis()["flops"])
+
+
+def steps_of_equal_compute(generator, params, encoder, context, loss, weights, examples, evaluations: int) -> int:
+    """Gradient steps on the examples that take as many operations as a network by a flow: its velocity, and one decoding."""
+    codes = encoder.encode(params.encoder, weights)
+    velocity = lambda z: generator.velocity(params, jnp.float32(0.5), z, context)
+    decode = lambda z: encoder.decode(params.encoder, z)
+    generation = evaluations * flops(velocity, codes) + flops(decode, codes)
+    return max(1, round(generation / flops(jax.value_and_grad(lambda w: loss(w, examples)), weights)))
