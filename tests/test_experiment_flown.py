@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 from commands import run_experiment
 
+from experiments.flown.compute import flops, steps_of_equal_compute
 from experiments.flown.config import PRESETS, check
+from experiments.flown.copying import copying
+from experiments.flown.domains import DOMAINS, letters
+from experiments.flown.families import FAMILIES
+from experiments.flown.figures import decision_boundaries, sinusoids
+from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.judge import seeming_accuracy
 from experiments.flown.zoo import record_zoo
+from gfm_jax.base import Generator
+from gfm_jax.encoders import identity
+from gfm_jax.methods.flow_to_learn import FlowToLearnParams, Origin
+from gfm_jax.metrics import nearest
 from gfm_jax.tasks import by_class
 
 run = functools.partial(run_experiment, "flown")
@@ -29,14 +39,99 @@ def test_smoke(tmp_path):
         cells["symmetry", row, "round trip, 32 components"] for row in ("canonical form", "as they were trained")
     )
     assert in_order > as_trained + 0.1
-    assert 0.1 < cells["held_out_tasks/5", "random initialisation", "0 steps"] < 0.35
-    assert cells["held_out_tasks/5", "retrieval", "0 steps"] > 0.4
+    at_once = {row: cells["held_out_tasks/5", row, "0 steps"] for row in ("random initialisation", "retrieval", "flow")}
+    assert 0.1 < at_once["random initialisation"] < 0.35
+    assert at_once["retrieval"] > 0.4
     assert cells["held_out_tasks/5", "flow", "5 steps"] > cells["held_out_tasks/5", "random initialisation", "5 steps"]
+    assert cells["held_out_tasks/5", "from scratch, equal compute", "0 steps"] > 0.6
+    assert [path.name for path in (tmp_path / "run" / "figures").glob("*.png")] == ["fine_tuning_curves.png"]
+
+
+def test_the_other_tables(tmp_path):
+    """All but codecs and families, which have tests of their own."""
+    tables = ("unconditional", "out_of_distribution", "fine_tuning")
+    done = run("--preset", "smoke", "--tables", *tables, "--makers", "retrieval", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    cells = {(row["table"], row["row"], row["metric"]): row["value"] for row in rows}
+    for domain in ("rotated", "inverted", "letters"):
+        table = f"out_of_distribution/{domain}"
+        assert cells[table, "trained", "0 steps"] > 0.7
+        assert cells[table, "retrieval", "0 steps"] < 0.45  # of what was never rotated, inverted or a letter
+        assert cells[table, "retrieval", "5 steps"] > cells[table, "retrieval", "0 steps"]
+    for place in ("5 of a class", "rotated"):
+        for way in ("nothing", "downstream, 5 steps", "through its solver", "by adjoint matching"):
+            assert 0.1 < cells[f"fine_tuning/{place}", way, "accuracy"] < 1
     assert cells["novelty", "copies", "samples"] < 0.1
     assert cells["unconditional", "noise around a network", "accuracy"] > 0.8
     assert 0.1 < cells["novelty", "disagreement", "samples"] < 1
+    assert cells["copying", "accuracy", "trained"] > 0.8
     figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))
-    assert figures == ["audit_chart.png", "fine_tuning_curves.png"]
+    assert figures == ["audit_chart.png", "latent_space.png"]
+
+
+TINY = dataclasses.replace(PRESETS["smoke"], family_train=32, family_held=4, family_steps=60, copies=1, num_samples=3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_from_examples_of_a_law(name, key, tmp_path):
+    kit = make_kit(TINY, FAMILIES[name])
+    found = from_examples(key, TINY, kit, tmp_path, name)
+    assert set(found.rows) >= {"maml", "reptile", "hypernetwork", "flow", "flow, mean of its samples", "trained"}
+    better = min if name == "sinusoid" else max
+    trained, random = (found.rows[row]["0 steps"] for row in ("trained", "random initialisation"))
+    assert better(trained, random) == trained != random
+    assert found.arrays["generated"].shape == found.arrays["nearest"].shape
+    figure = sinusoids if name == "sinusoid" else decision_boundaries
+    figure({f"{name}/{what}": np.stack([array] * 2) for what, array in found.arrays.items()})
+
+
+def test_moons_and_sinusoids_are_what_their_laws_say(key):
+    sinusoid, moons = FAMILIES["sinusoid"], FAMILIES["moons"]
+    law = {"amplitude": jnp.float32(2), "phase": jnp.float32(0.3)}
+    x, y = sinusoid.draw(key, law, 50)
+    np.testing.assert_allclose(y, 2 * np.sin(x + 0.3), rtol=1e-5)
+    law = {"angle": jnp.float32(0), "size": jnp.ones(2), "centre": jnp.zeros(2)}
+    x, y = moons.draw(key, law, 400)
+    assert np.abs(np.linalg.norm(x[y[:, 0] == 1] + np.array([0.5, 0.25]), axis=1) - 1).mean() < 0.15  # half a circle
+    turned, _ = moons.draw(key, law | {"angle": jnp.float32(jnp.pi / 2)}, 400)
+    np.testing.assert_allclose(turned, np.stack([-x[:, 1], x[:, 0]], -1), atol=1e-5)
+
+
+def test_letters_and_other_domains():
+    drawn, labels = letters(np.random.default_rng(0), 12, 8)
+    assert drawn.shape == (120, 8, 8)
+    assert drawn.min() == 0
+    assert drawn.max() > 0.5
+    assert np.bincount(labels).tolist() == [12] * 10
+    means = np.stack([drawn[labels == c].mean(0) for c in range(10)])
+    apart = np.linalg.norm(means[:, None] - means[None], axis=(2, 3))
+    assert apart[~np.eye(10, dtype=bool)].min() > 0.3
+    images = {"train": by_class(np.arange(10 * 4, dtype=np.float32).reshape(10, 4), np.arange(10), 10)}
+    rotated = DOMAINS["rotated"](images, (2, 2, 1), 0)["train"].inputs[0]
+    assert rotated.tolist() == [1, 3, 0, 2]
+    assert DOMAINS["inverted"](images, (2, 2, 1), 0)["train"].inputs[0].tolist() == [39, 38, 37, 36]
+
+
+def test_the_copying_recipe_copies(key):
+    """Points that are far apart, and a source of next to no width: samples are the points."""
+    points = 3 * jax.random.normal(key, (12, 30))
+    model = copying(12, 1500)
+    samples = model.generate(key, model.fit(key, points), 50)
+    distance, _ = nearest(samples, points, 2)
+    assert jnp.median(distance[:, 0] / distance[:, 1]) < 0.2
+
+
+def test_equal_compute_counts_both_sides(key):
+    """A velocity of one product of 8 x 8, asked twice, against a step of a loss of its own count."""
+    matrix = jnp.ones((8, 8))
+    loss = lambda w, examples: jnp.sum((examples @ w) ** 2)
+    once = flops(jax.value_and_grad(lambda w: loss(w, jnp.ones((4, 8)))), jnp.ones(8))
+    assert flops(lambda z: matrix @ z, jnp.ones(8)) == pytest.approx(2 * 64, rel=0.1)
+    generator = Generator(None, None, lambda params, t, z, cond: matrix @ z)
+    params = FlowToLearnParams((), None, None, Origin("gaussian", "independent"))
+    args = generator, params, identity(), None, loss, jnp.ones(8), jnp.ones((4, 8))
+    assert steps_of_equal_compute(*args, 100) == round(100 * flops(lambda z: matrix @ z, jnp.ones(8)) / once)
 
 
 def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):
@@ -59,12 +154,17 @@ def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):
         ({"num_ways": 10}, "num_ways: expected 2..9 of the ten classes"),
         ({"num_fits": 1}, "num_fits: expected at least 2, for a spread"),
         ({"shots": (5, 1)}, "shots: expected rising numbers"),
-        ({"tuning_steps": (1, 5)}, "tuning_steps: expected rising from 0"),
-        ({"tuning_steps": (0, 500)}, "tuning_steps: expected .* at most most_steps, 200"),
+        ({"tuning_steps": (1, 5)}, "tuning_steps: expected numbers rising from 0"),
+        ({"tuning_steps": (0, 500)}, "tuning_steps: expected at most most_steps, 200"),
         ({"tuning_rates": ()}, "tuning_rates: expected positive learning rates"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
         ({"num_codes": 5000}, "num_codes: expected fewer than num_train, 4096"),
         ({"copies": 0}, "copies: expected at least 1"),
+        ({"tables": ("codecs",)}, "tables: expected some of held_out_tasks, .*, got codecs"),
+        ({"tables": ()}, "tables: expected at least one"),
+        ({"makers": ("mammal",)}, "makers: expected some of mean, .*, got mammal"),
+        ({"network": "rnn"}, "network: expected mlp or cnn, got 'rnn'"),
+        ({"family_tuning_steps": (1,)}, "family_tuning_steps: expected numbers rising from 0"),
     ],
 )
 def test_bad_configs(change, message):

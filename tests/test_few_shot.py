@@ -46,6 +46,8 @@ def test_examples_in_order_of_their_classes(data):
 def test_a_support_set_has_different_examples_of_each_class(data, key):
     examples, classes = by_class(*data, NUM_CLASSES), jnp.array([4, 0, 2])
     inputs, labels = jax.jit(draw_support, static_argnums=3)(key, examples, classes, 10)
+    closed_over = jax.jit(lambda key: draw_support(key, examples, classes, 10)[0])
+    np.testing.assert_array_equal(closed_over(key), inputs)
     assert labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     np.testing.assert_array_equal(inputs[:, 0], classes[labels])
     assert len(np.unique(np.asarray(inputs), axis=0)) == 30

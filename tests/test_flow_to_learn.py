@@ -1,11 +1,17 @@
 """Generating weights: the flow between codes, and the simple ways beside it."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import identity, pca, standardized
+from gfm_jax.encoders import autoencoder, identity, pca, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
 from gfm_jax.methods import weight_baselines as baselines
 from gfm_jax.networks import TimeMLP
@@ -84,6 +90,43 @@ def test_a_fit_is_taken_up_where_it_was_left(zoo, key, tmp_path):
     again = generator.fit(key, zoo[0], folder=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.flow.network, params.flow.network)
     assert np.isnan(np.asarray(again.flow.history["loss"])).all()  # no step was taken
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_killed_then_resumed(zoo, key, tmp_path):
+    """kill -9 when the encoder is fitted and the flow half; what resumes generates the same as what was never stopped."""
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import jax
+        from gfm_jax import training
+        import test_flow_to_learn
+        save = training._save
+        def once(folder, step, state):
+            save(folder, step, state)
+            if folder.name == "flow":
+                os.kill(os.getpid(), signal.SIGKILL)
+        training._save = once
+        take = training.fit.__kwdefaults__
+        take.update(chunk=100, save_every=0.0)
+        test_flow_to_learn.small_fit({str(tmp_path)!r})
+        """
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    generator, resumed = small_fit(tmp_path)
+    assert np.isnan(np.asarray(resumed.flow.history["loss"])[:100]).all()  # these steps were taken before
+    _, straight = small_fit(None)
+    np.testing.assert_array_equal(generator.generate(key, resumed, 5), generator.generate(key, straight, 5))
+
+
+def small_fit(folder):
+    """A learned encoder and a flow on its codes."""
+    weights = jnp.sin(jnp.arange(60.0)).reshape(10, 6)
+    encoder = autoencoder(2, widths=(8,), num_steps=200)
+    generator = flow_to_learn(encoder, empirical_flow_matching(TimeMLP((8,)), num_steps=300))
+    return generator, generator.fit(jax.random.key(5), weights, folder=folder)
 
 
 BASELINES = {

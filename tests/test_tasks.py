@@ -9,6 +9,7 @@ import optax
 import pytest
 from runs import small_task
 
+from gfm_jax.base import Network
 from gfm_jax.networks import CNN
 from gfm_jax.networks import cnn as cnn_module
 from gfm_jax.tasks import (
@@ -19,6 +20,7 @@ from gfm_jax.tasks import (
     heavy_ball_end,
     least_squares,
     linear_regression,
+    streamed,
 )
 from gfm_jax.trajectories import record, record_many, save_steps
 
@@ -128,3 +130,21 @@ def test_cnn_pools_by_maxima(key):
     expected = np.asarray(x)[:, :4].reshape(2, 2, 2, 2, 2, 3).max((2, 4))
     np.testing.assert_array_equal(cnn_module.max_pool(x), expected)
     assert CNN((2, 3)).init(key, jnp.zeros((1, 8, 8, 1)))["params"]["output"]["kernel"].shape == (27, 10)
+
+
+def test_every_run_has_a_law_of_its_own(key):
+    """A line through the origin, of a slope that the law names: each run finds its own."""
+    network = Network(lambda key: jnp.zeros(1), lambda w, x: w * x)
+
+    def draw(key, law):
+        x = jax.random.normal(key, (16,))
+        return x, law["slope"] * x
+
+    task = streamed(network, draw, lambda outputs, targets: jnp.mean((outputs - targets) ** 2))
+    slopes = jnp.array([-1.0, 0.5, 3.0])
+    keys, rates = jax.random.split(key, 3), np.full(100, 0.1)
+    runs = record_many(keys, task, optax.sgd, rates, (0, 100), variety={"slope": slopes})
+    np.testing.assert_allclose(runs.weights[:, -1, 0], slopes, atol=1e-3)
+    assert task.evaluate(jnp.array([2.0]), (jnp.ones(4), jnp.ones(4)))["loss"] == 1
+    with pytest.raises(ValueError, match="variety: expected the law of each run, got none"):
+        record_many(keys, task, optax.sgd, rates, (0, 100))

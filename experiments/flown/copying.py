@@ -13,8 +13,8 @@ NUM_COPIED = 100  # training networks, in as many components but one
 def copying(num_networks: int, num_steps: int) -> Generator:
     """All principal components there are, not standardized, and a source that hardly varies.
 
-    A flow from next to a point has to tell its ends apart by what is left of the noise, and learns the way to each of them. Inputs
-    are scaled so that the network sees the source, and early times are resolved; without either it copies more slowly.
+    A flow from next to a point has to tell its ends apart by what is left of the noise, and learns the way to each of them.
+    Inputs are scaled so that the network sees the source, and early times are resolved; without either it copies more slowly.
     """
     network = TimeMLP((256, 256, 256), scale=0.1)
     choices = {"std_0": 0.01, "num_steps": num_steps, "peak_rate": 3e-3, "solver_steps": 400}

@@ -93,7 +93,7 @@ def draw_support(
     Returns:
       (inputs [ways * shots, ...], labels [ways * shots]), class after class.
     """
-    rarest = None if isinstance(examples.count, jax.core.Tracer) else int(examples.count.min())
+    rarest = None if isinstance(examples.count, jax.core.Tracer) else int(np.asarray(examples.count).min())
     if shots < 1 or (rarest is not None and shots > rarest):
         raise ValueError(f"shots: expected 1..{rarest} examples of a class, got {shots}")
 
