@@ -58,6 +58,14 @@ def test_pca_keeps_what_varies_most_and_whitens_it(networks, key):
     np.testing.assert_allclose(np.cov(codes.T), np.eye(5), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in EXACT if name != "identity"])
+def test_weights_of_another_architecture_are_refused(name, networks, key):
+    encoder = EXACT[name]
+    params = encoder.fit(key, networks)
+    with pytest.raises(ValueError, match=r"weights: expected 20 for a network, as in the fit, got shape \(19,\)"):
+        encoder.encode(params, networks[0, 1:])
+
+
 def test_behavioural_loss():
     outputs = lambda w, x: x @ w.reshape(2, 3)
     inputs, w = jnp.eye(2), jnp.array([1.0, 0, 0, 0, 1, 0])

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from commands import run_experiment
 
+from experiments.flown.audited import make_exam
+from experiments.flown.codecs import codecs, judge_codec, round_trip
 from experiments.flown.compute import flops, steps_of_equal_compute
 from experiments.flown.config import PRESETS, check
+from experiments.flown.contexts import Lessons
 from experiments.flown.copying import copying
 from experiments.flown.domains import DOMAINS, letters
 from experiments.flown.families import FAMILIES
 from experiments.flown.figures import decision_boundaries, sinusoids
 from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.judge import seeming_accuracy
+from experiments.flown.tuned import RATES
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
 from gfm_jax.encoders import identity
@@ -48,7 +52,7 @@ def test_smoke(tmp_path):
 
 
 def test_the_other_tables(tmp_path):
-    """All but codecs and families, which have tests of their own."""
+    """All but those of codecs and families, whose parts are tested below."""
     tables = ("unconditional", "out_of_distribution", "fine_tuning")
     done = run("--preset", "smoke", "--tables", *tables, "--makers", "retrieval", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,14 +64,36 @@ def test_the_other_tables(tmp_path):
         assert cells[table, "retrieval", "0 steps"] < 0.45  # of what was never rotated, inverted or a letter
         assert cells[table, "retrieval", "5 steps"] > cells[table, "retrieval", "0 steps"]
     for place in ("5 of a class", "rotated"):
-        for way in ("nothing", "downstream, 5 steps", "through its solver", "by adjoint matching"):
-            assert 0.1 < cells[f"fine_tuning/{place}", way, "accuracy"] < 1
+        table = f"fine_tuning/{place}"
+        at_once = cells[table, "nothing", "accuracy"]
+        assert cells[table, "downstream, 5 steps", "accuracy"] > at_once + 0.1
+        assert cells[table, "through its solver", "accuracy"] > at_once
+        warm = cells[table, "nothing, temperature 1", "accuracy"]
+        assert cells[table, "by adjoint matching", "accuracy"] != pytest.approx(warm)
+        assert RATES[0] <= cells[table, "by adjoint matching", "rate"] <= RATES[-1]
     assert cells["novelty", "copies", "samples"] < 0.1
     assert cells["unconditional", "noise around a network", "accuracy"] > 0.8
     assert 0.1 < cells["novelty", "disagreement", "samples"] < 1
     assert cells["copying", "accuracy", "trained"] > 0.8
     figures = sorted(path.name for path in (tmp_path / "run" / "figures").glob("*.png"))
     assert figures == ["audit_chart.png", "latent_space.png"]
+
+
+def test_codecs_side_by_side(key, tmp_path):
+    """All of them can be made; what one leaves of networks, and what is made of its codes."""
+    config = dataclasses.replace(PRESETS["smoke"], num_train=64, num_held=4, num_unseen=16, num_generated=16)
+    zoo = record_zoo(config)
+    others = codecs(config, zoo)
+    assert len(others) == 8
+    name, encoder = next((name, other) for name, other in others.items() if name.startswith("principal"))
+    lessons = Lessons(zoo.train.weights, None)
+    exam = make_exam(zoo, lambda w: w)
+    found = judge_codec(key, config, zoo, exam, lessons, encoder, tmp_path, name)
+    assert found["codes"] == config.num_codes
+    params = encoder.fit(key, zoo.train.weights)
+    assert 0.2 < found["round trip"] < float(round_trip(identity(), (), zoo).mean())
+    assert round_trip(encoder, params, zoo).mean() == pytest.approx(found["round trip"], abs=0.05)
+    assert 0.2 < found["gaussian"] < 0.9
 
 
 TINY = dataclasses.replace(PRESETS["smoke"], family_train=32, family_held=4, family_steps=60, copies=1, num_samples=3)
@@ -158,7 +184,7 @@ def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):
         ({"tuning_steps": (0, 500)}, "tuning_steps: expected at most most_steps, 200"),
         ({"tuning_rates": ()}, "tuning_rates: expected positive learning rates"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
-        ({"num_codes": 5000}, "num_codes: expected fewer than num_train, 4096"),
+        ({"num_codes": 5000}, "num_codes: expected less than a quarter of num_train, 4096"),
         ({"copies": 0}, "copies: expected at least 1"),
         ({"tables": ("codecs",)}, "tables: expected some of held_out_tasks, .*, got codecs"),
         ({"tables": ()}, "tables: expected at least one"),

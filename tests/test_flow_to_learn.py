@@ -14,7 +14,9 @@ import pytest
 from gfm_jax.encoders import autoencoder, identity, pca, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
 from gfm_jax.methods import weight_baselines as baselines
+from gfm_jax.methods.flow_to_learn import FlowToLearnParams, Origin
 from gfm_jax.networks import TimeMLP
+from gfm_jax.paths import unit_gaussian
 
 NUM, DIM = 400, 6
 NET = TimeMLP((32, 32))
@@ -81,6 +83,12 @@ def test_guidance_moves_away_from_what_has_no_condition(zoo, key):
     nothing = flow.generate(key, params, 300, jnp.zeros((300, 2))).mean(0)
     np.testing.assert_allclose(ends[0.0], nothing, atol=1e-4)
     along = ends[1.0] - ends[0.0]
+    codes = flow_to_learn(identity(), flow)
+    params = FlowToLearnParams((), params, unit_gaussian(weights[0]), Origin("gaussian", "independent"))
+    start = jax.random.normal(key, (300, DIM))
+    through = {g: codes.generate(key, params, 300, at, guidance=g, x_0=start) for g in (1.0, 2.0)}
+    np.testing.assert_array_equal(through[2.0], flow.generate(key, params.flow, 300, at, guidance=2.0, x_0=start))
+    assert jnp.abs(through[2.0] - through[1.0]).max() > 0.1
     assert 1.3 < (ends[2.0] - ends[0.0]) @ along / (along @ along) < 3
 
 

@@ -43,10 +43,12 @@ def test_tokens_are_the_weights(name, size, key):
 def test_a_token_is_a_unit():
     """The columns of a kernel and their biases, by layer; narrower networks have fewer of the same tokens."""
     tree = MLP((7, 5, 3)).init(jax.random.key(0), jnp.zeros((1, 4)))
+    tree = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), tree)
     layout, tokens = layout_of(tree), tokens_of(layout_of(tree))
     assert [int((tokens.layer == k).sum()) for k in range(3)] == [7, 5, 3]
-    first = to_tokens(tokens, ravel(tree))[2]
-    np.testing.assert_array_equal(first[:5], np.r_[tree["params"]["hidden_0"]["kernel"][:, 2], 0])
+    hidden = tree["params"]["hidden_0"]
+    expected = np.r_[hidden["bias"][2], hidden["kernel"][:, 2], np.zeros(3)]  # filled up to the 8 of the second layer
+    np.testing.assert_array_equal(to_tokens(tokens, ravel(tree))[2], expected)
     assert layout.dim == (tokens.index >= 0).sum()
 
 
@@ -140,6 +142,9 @@ def test_bad_input(two_widths, key):
         tokens_of(layouts[0], 0)
     with pytest.raises(ValueError, match="layouts: expected at least one"):
         token_autoencoder([])
+    deeper = network_of(MLP((6, 6, 3)), jnp.zeros((1, 4)))[0]
+    with pytest.raises(ValueError, match="layouts: expected the same layers in all"):
+        token_autoencoder([layouts[0], deeper])
     with pytest.raises(ValueError, match="outputs: expected one for each of 2 layouts, got 1"):
         token_autoencoder(layouts, 4, outputs[:1])
     with pytest.raises(ValueError, match="inputs: expected beside outputs"):

@@ -30,7 +30,7 @@ class Exam(NamedTuple):
 
 
 def make_exam(zoo, form) -> Exam:
-    """Outputs on the training images, by which a network's task is guessed, and on the test images."""
+    """Outputs on the training images, by which tasks are guessed, and on the test images; disagreement is over all of them."""
     guess, test = zoo.images["train"], zoo.images["test"]
     score, seen = seeming_accuracy(NUM_CLASSES, guess, test), jnp.concatenate([guess.inputs, test.inputs])
     apply = lambda w: zoo.apply(w, seen)
@@ -40,7 +40,7 @@ def make_exam(zoo, form) -> Exam:
 
 def audit_samples(key, config, zoo, cast: Cast, codes: Codes, exam: Exam, place, name: str):
     """By (table, row) the metrics of the audit; and what its figures are drawn from."""
-    key_fit, key_draw = jax.random.split(key)
+    key_fit, key_draw, key_scratch = jax.random.split(key, 3)
     made = {}
     for number, (row, model) in enumerate(cast.unconditional.items()):
         params = model.fit(
@@ -53,7 +53,7 @@ def audit_samples(key, config, zoo, cast: Cast, codes: Codes, exam: Exam, place,
         made[row] = model.generate(jax.random.fold_in(key_draw, number), params, config.num_generated)
         if row == "flow":
             steps = _equal_steps(config, zoo, codes, model, params)
-    made[f"from scratch, {steps} steps"] = _from_scratch(key_draw, config, zoo, steps)
+    made[f"from scratch, {steps} steps"] = _from_scratch(key_scratch, config, zoo, steps)
     samples = made.pop("flow")
     found = _audit(zoo, exam, samples, zoo.train.weights, made, codes)
     rows = {

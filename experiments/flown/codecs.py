@@ -46,14 +46,15 @@ def round_trip(encoder: Encoder, params, zoo):
 
 def judge_codec(key, config, zoo, exam, lessons, encoder: Encoder, place, name: str) -> dict[str, float]:
     """Of networks of any task: held-out ones through the codec, and those of a Gaussian and of a flow on its codes."""
-    key_encoder, key_fit, key_draw = jax.random.split(key, 3)
+    key_encoder, *keys = jax.random.split(key, 5)
     params = encoder.fit(key_encoder, zoo.train.weights, folder=place / "encoder", progress=name)
     made = {}
     flow = flow_on(encoder, max(1, round(SHARE * config.flow_steps)))
-    for row, model in (("gaussian", baselines.gaussian(encoder)), ("flow", flow)):
+    models = ("gaussian", baselines.gaussian(encoder)), ("flow", flow)
+    for number, (row, model) in enumerate(models):
         long = {"folder": place / row, "progress": f"{name}, {row}"} if row == "flow" else {}
-        fitted = model.fit(key_fit, lessons.weights, encoder_params=params, **long)
-        made[row] = model.generate(key_draw, fitted, config.num_generated)
+        fitted = model.fit(keys[2 * number], lessons.weights, encoder_params=params, **long)
+        made[row] = model.generate(keys[2 * number + 1], fitted, config.num_generated)
     codes = encoder.encode(params, zoo.train.weights[0])
     return {
         "codes": float(len(codes)),

@@ -66,8 +66,8 @@ class Config:
     """Downstream, in search of 95 % of the trained accuracy."""
     meta_steps: int = 2000
     """Of MAML and Reptile."""
-    most_scratch_steps: int = 3000
-    """Of training from scratch for as much compute as generating takes."""
+    most_scratch_steps: int = 1000
+    """Of training from scratch for as much compute as generating takes, at most."""
     family_train: int = 2048
     """Networks to learn from, each of a law of its own, of sinusoids and of moons."""
     family_held: int = 128
@@ -127,8 +127,10 @@ def check(config: Config) -> None:
     for field in ("run_rate", "temperature"):
         if not getattr(config, field) > 0:
             raise ValueError(f"{field}: expected more than 0, got {getattr(config, field)}")
-    if config.num_codes >= config.num_train:
-        raise ValueError(f"num_codes: expected fewer than num_train, {config.num_train}, got {config.num_codes}")
+    if 4 * config.num_codes >= config.num_train:
+        raise ValueError(
+            f"num_codes: expected less than a quarter of num_train, {config.num_train}, got {config.num_codes}"
+        )
 
 
 COUNTS = (

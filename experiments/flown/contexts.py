@@ -59,7 +59,7 @@ def draw_episodes(context, key, images, classes, shots: int) -> Episodes:
 
 
 def draw_episode(num_ways: int, shots: int, key: Array, data):
-    """A support set and a query set for the task of one of the networks, in an order of its own, drawn with replacement.
+    """A support set and a query set for the task of one of the networks, in an order of its own, with no example in common.
 
     Args:
       num_ways, shots: classes of a task, and examples of each in either set.
@@ -69,10 +69,9 @@ def draw_episode(num_ways: int, shots: int, key: Array, data):
     images, classes = data
     key_task, key_order, key_examples = jax.random.split(key, 3)
     row = classes[jax.random.randint(key_task, (), 0, len(classes))]
-    labels = jnp.repeat(jnp.arange(num_ways), shots)
-    own = jax.random.permutation(key_order, row)[labels]
-    index = images.start[own] + jax.random.randint(key_examples, (2, len(own)), 0, images.count[own])
-    support, query = images.inputs[index]
+    own, labels = jax.random.permutation(key_order, row), jnp.repeat(jnp.arange(num_ways), shots)
+    drawn, _ = draw_support(key_examples, images, own, 2 * shots)
+    support, query = jnp.swapaxes(drawn.reshape(num_ways, 2, shots, -1), 0, 1).reshape(2, num_ways * shots, -1)
     return (support, labels), (query, labels)
 
 

@@ -151,16 +151,7 @@ def from_examples(key, config, kit: Kit, place, name: str) -> FromExamples:
     rows["best of the zoo on the examples"] = judge(
         {split: _best_of_zoo(kit.loss, zoo, support[split]) for split in SPLITS}
     )
-    rows["from scratch, equal compute"] = _from_scratch(
-        keys["scratch"],
-        config,
-        kit,
-        fitted["flow"],
-        zoo[0],
-        support["held_out"],
-        rows["random initialisation"]["rate"],
-        accuracy,
-    )
+    rows["from scratch, equal compute"] = _from_scratch(keys["scratch"], config, kit, fitted["flow"], support, query)
     return FromExamples(rows, _typical(kit, generated, zoo, support["held_out"], query["held_out"]))
 
 
@@ -182,14 +173,25 @@ def _typical(kit, generated, zoo, support, query):
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def _from_scratch(key, config, kit, flow, weights, support, rate, accuracy):
-    """Random weights after as many steps on the examples as the samples of the flow cost."""
-    one = jax.tree.map(lambda leaf: leaf[0], support)
-    args = kit.models["flow"], flow, kit.encoder, _tokens(support)[0], kit.loss, weights, one
-    steps = min(steps_of_equal_compute(*args, 2 * SOLVER_STEPS) * config.num_samples, config.most_scratch_steps)
-    start = jax.vmap(kit.init)(jax.random.split(key, len(support[0])))
-    trained = _train(kit.loss, steps, rate, start, support)
-    return {"0 steps": accuracy(trained), "steps of training": float(steps)}
+def _from_scratch(key, config, kit, flow, support, query):
+    """Random weights after as many steps of Adam on the examples as the samples of the flow cost, at the rate that is best
+    for so many steps on validation laws."""
+    own = support["held_out"]
+    one = jax.tree.map(lambda leaf: leaf[0], own)
+    weights = kit.init(key)
+    args = kit.models["flow"], flow, kit.encoder, _tokens(own)[0], kit.loss, weights, one
+    equal = steps_of_equal_compute(*args, 2 * SOLVER_STEPS) * config.num_samples
+    steps = min(equal, config.most_scratch_steps)
+
+    def found(key, split, rate):
+        start = jax.vmap(kit.init)(jax.random.split(key, len(own[0])))
+        return float(kit.scores(_train(kit.loss, steps, rate, start, support[split]), query[split]).mean())
+
+    key_choose, key_held_out = jax.random.split(key)
+    better = np.argmin if kit.family.score is kit.family.loss else np.argmax
+    rate = config.tuning_rates[int(better([found(key_choose, "validation", rate) for rate in config.tuning_rates]))]
+    says = {"steps of training": float(steps), "steps of equal compute": float(equal), "rate": rate}
+    return {"0 steps": found(key_held_out, "held_out", rate)} | says
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

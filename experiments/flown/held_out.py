@@ -19,6 +19,7 @@ __all__ = ["Fitted", "best_of_samples", "episodes_of", "fit_conditional", "judge
 
 LONG = ("hypernetwork", "flow", "flow map")  # to fit
 META = ("maml", "reptile")
+DRAWN = ("flow", "flow map")  # who makes another network at every call: of several the support set chooses
 SHARE = 0.95  # of the trained accuracy, which the steps downstream are counted to
 SPLITS = ("validation", "held_out")
 
@@ -55,10 +56,11 @@ def episodes_of(key, zoo, context, shots: int):
 def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
     """By row its metrics on held-out tasks, whose networks were trained on all images of them; and the accuracy at each step
     downstream, a mean over tasks."""
+    key_make, key_scratch = jax.random.split(key)
     trained = float(accuracy(zoo.apply, *zoo.held_out, zoo.images["test"]).mean())
     rows, curves = {"trained": {"0 steps": trained}}, {}
     for row in fitted.models:
-        made, mean = _make_all(key, config, zoo, fitted, row, episodes)
+        made, mean = _make_all(key_make, config, zoo, fitted, row, episodes)
         runs = {
             split: (made[split], getattr(zoo, split).classes, episodes[split].images, episodes[split].labels)
             for split in SPLITS
@@ -66,15 +68,8 @@ def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
         candidates = [(optax.adam, rate) for rate in config.tuning_rates]
         if row in META:
             candidates.append((optax.sgd, INNER_RATE))
-        curve, rate = tune(
-            config,
-            zoo.apply,
-            candidates,
-            runs["validation"],
-            runs["held_out"],
-            zoo.images["validation"],
-            zoo.images["test"],
-        )
+        images = zoo.images["validation"], zoo.images["test"]
+        curve, rate = tune(config, zoo.apply, candidates, runs["validation"], runs["held_out"], *images)
         mean_curve = curve.mean(0)
         reached = np.flatnonzero(mean_curve >= SHARE * trained)
         rows[row] = {
@@ -84,16 +79,20 @@ def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
             "rate": rate,
         }
         curves[row] = mean_curve
-    rows["from scratch, equal compute"] = _from_scratch(key, config, zoo, codes, fitted, episodes, rows)
+    if "retrieval" in fitted.params:
+        best = _best_retrieved(zoo.apply, config.num_samples, fitted.params["retrieval"], episodes["held_out"])
+        found = accuracy(zoo.apply, best, zoo.held_out.classes, zoo.images["test"])
+        rows["retrieval, best of the nearest"] = {"0 steps": float(found.mean())}
+    rows["from scratch, equal compute"] = _from_scratch(key_scratch, config, zoo, codes, fitted, episodes)
     return rows, curves
 
 
 def _make_all(key, config, zoo, fitted, row, episodes):
     """A network for each task of both splits; and the mean accuracy of all that were made for held-out tasks."""
     model, params, made, many = fitted.models[row], fitted.params[row], {}, None
-    for number, split in enumerate(SPLITS):
-        own, classes = jax.random.fold_in(key, number), getattr(zoo, split).classes
-        if row == "flow":
+    for own, split in zip(jax.random.split(key, len(SPLITS)), SPLITS, strict=True):
+        classes = getattr(zoo, split).classes
+        if row in DRAWN:
             made[split], many = best_of_samples(config, zoo, model, params, own, episodes[split])
         else:
             made[split] = model.generate(own, params, len(classes), episodes[split].context)
@@ -118,15 +117,38 @@ def _losses(apply, weights, support, labels):
     return jax.vmap(lambda w, *examples: loss_on(apply, w, examples))(weights, support, labels)
 
 
-def _from_scratch(key, config, zoo, codes, fitted, episodes, rows):
-    """Random weights after as many steps on the support set as the samples of the flow cost, at the rate that suits them."""
-    own, loss = episodes["held_out"], functools.partial(loss_on, zoo.apply)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _best_retrieved(apply, count, zoo, episodes):
+    """Of the networks of the zoo whose contexts are nearest, the one with the least loss on the support set."""
+
+    def one(task):
+        images, labels, context = task
+        distance = jnp.sum(((zoo.cond - context) / zoo.scale) ** 2, axis=1)
+        near = zoo.weights[jax.lax.top_k(-distance, count)[1]]
+        return near[jax.vmap(lambda w: loss_on(apply, w, (images, labels)))(near).argmin()]
+
+    return jax.lax.map(one, tuple(episodes))
+
+
+def _from_scratch(key, config, zoo, codes, fitted, episodes):
+    """Random weights after as many steps of Adam on the support set as the samples of the flow cost, at the rate that is best
+    for so many steps on validation tasks."""
+    own = episodes["held_out"]
     one = own.images[0], own.labels[0]
-    args = (fitted.models["flow"], fitted.params["flow"], codes.encoder, own.context[0])
+    args = fitted.models["flow"], fitted.params["flow"], codes.encoder, own.context[0]
+    loss = functools.partial(loss_on, zoo.apply)
     equal = steps_of_equal_compute(*args, loss, zoo.held_out.weights[0], one, 2 * SOLVER_STEPS)
-    steps = min(equal * config.num_samples, config.most_scratch_steps)
-    row = "random initialisation"
-    start = fitted.models[row].generate(key, fitted.params[row], len(own.labels))
-    weights = train(zoo.apply, steps, rows[row]["rate"], start, own.images, own.labels)
-    found = accuracy(zoo.apply, weights, zoo.held_out.classes, zoo.images["test"])
-    return {"0 steps": float(found.mean()), "steps of training": float(steps)}
+    equal, row = equal * config.num_samples, "random initialisation"
+    steps = min(equal, config.most_scratch_steps)
+
+    def found(key, split, rate, images):
+        examples, classes = episodes[split], getattr(zoo, split).classes
+        start = fitted.models[row].generate(key, fitted.params[row], len(classes))
+        weights = train(zoo.apply, steps, rate, start, examples.images, examples.labels)
+        return float(accuracy(zoo.apply, weights, classes, images).mean())
+
+    key_choose, key_held_out = jax.random.split(key)
+    chosen = [found(key_choose, "validation", rate, zoo.images["validation"]) for rate in config.tuning_rates]
+    rate = config.tuning_rates[int(np.argmax(chosen))]
+    says = {"steps of training": float(steps), "steps of equal compute": float(equal), "rate": rate}
+    return {"0 steps": found(key_held_out, "held_out", rate, zoo.images["test"])} | says

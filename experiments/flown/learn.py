@@ -68,7 +68,7 @@ def make_cast(config, zoo, encoder: Encoder) -> Cast:
     }
     loss, draw = (
         functools.partial(loss_on, zoo.apply),
-        functools.partial(draw_episode, config.num_ways, config.shots[-1]),
+        functools.partial(draw_episode, config.num_ways, config.shots[len(config.shots) // 2]),
     )
     options = {"inner_rate": INNER_RATE, "inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
     meta = {name: make(zoo.init, loss, draw, **options) for name, make in (("maml", maml), ("reptile", reptile))}

@@ -160,9 +160,12 @@ def _on_tasks(setting: Setting, key, codes: Codes, place, name):
             found, curves = judge(zoo=zoo, episodes=draw(zoo, shots))
             rows |= {(f"held_out_tasks/{shots}", row): metrics for row, metrics in found.items()}
             arrays |= {f"curve/{shots}/{row}": curve for row, curve in curves.items()}
-    elsewhere = lambda domain: retrained(
-        key_elsewhere, config, zoo, DOMAINS[domain](zoo.images, zoo.shape, config.seed)
-    )
+    keys_elsewhere = dict(zip(DOMAINS, jax.random.split(key_elsewhere, len(DOMAINS)), strict=True))
+
+    @functools.cache
+    def elsewhere(domain):
+        return retrained(keys_elsewhere[domain], config, zoo, DOMAINS[domain](zoo.images, zoo.shape, config.seed))
+
     if "out_of_distribution" in config.tables:
         for domain in DOMAINS:
             found, _ = judge(zoo=elsewhere(domain), episodes=draw(elsewhere(domain), most))
@@ -198,8 +201,8 @@ def _on_codecs(setting: Setting, key, lessons, key_lessons, place, name):
 def _families(config, folder, kits, number, key):
     """Sinusoids and moons."""
     place, rows, arrays = folder.path / "checkpoints" / str(number), {}, {}
-    for family, kit in kits.items():
-        found = from_examples(key, config, kit, place / family, f"fit {number + 1} of {config.num_fits}, {family}")
+    for own, (family, kit) in zip(jax.random.split(key, len(kits)), kits.items(), strict=True):
+        found = from_examples(own, config, kit, place / family, f"fit {number + 1} of {config.num_fits}, {family}")
         rows |= {(family, row): metrics for row, metrics in found.rows.items()}
         arrays |= {f"{family}/{what}": array for what, array in found.arrays.items()}
     return rows, arrays

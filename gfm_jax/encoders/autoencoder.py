@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder
 from gfm_jax.checks import check_choices
-from gfm_jax.encoders.linear import check_weights
+from gfm_jax.encoders.linear import check_size, check_weights
 from gfm_jax.encoders.reconstruction import behavioural, gaussian_kl, relative_square
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.training import fit as minimise
@@ -132,6 +132,7 @@ def _networks(recipe, dim):
 
 
 def _posterior(recipe, params, w):
+    check_size(w, params.mean)
     networks = _networks(recipe, len(params.mean))
     return networks.apply(params.networks, (w - params.mean) / params.scale, method="encode")
 

@@ -57,7 +57,11 @@ def standardized(by_coordinate: bool = False) -> Encoder:
         std = weights.std(0) if by_coordinate else jnp.sqrt(weights.var(0).mean())
         return Standard(weights.mean(0), jnp.where(std > 0, std, 1))
 
-    return Encoder(fit, lambda at, w: (w - at.mean) / at.std, lambda at, z: at.mean + at.std * z)
+    def encode(at, w):
+        check_size(w, at.mean)
+        return (w - at.mean) / at.std
+
+    return Encoder(fit, encode, lambda at, z: at.mean + at.std * z)
 
 
 def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
@@ -89,7 +93,10 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
         arrays = (found.mean_, found.components_, np.where(std > 0, std, 1))
         return Components(*(jnp.asarray(array, weights.dtype) for array in arrays))
 
-    encode = lambda at, w: at.directions @ (w - at.mean) / at.std
+    def encode(at, w):
+        check_size(w, at.mean)
+        return at.directions @ (w - at.mean) / at.std
+
     return Encoder(fit, encode, lambda at, z: at.mean + (at.std * z) @ at.directions)
 
 
@@ -116,6 +123,12 @@ def chain(*encoders: Encoder) -> Encoder:
         return z
 
     return Encoder(fit, encode, decode)
+
+
+def check_size(weights: Array, like: Array) -> None:
+    """Raises ValueError for the weights of another architecture than those that an encoder was fitted to."""
+    if weights.shape != like.shape:
+        raise ValueError(f"weights: expected {like.shape[0]} for a network, as in the fit, got shape {weights.shape}")
 
 
 def check_weights(weights, least: int, why: str = "") -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Encoder, Layout
-from gfm_jax.encoders.linear import check_weights
+from gfm_jax.encoders.linear import check_size, check_weights
 
 __all__ = ["low_rank"]
 
@@ -62,6 +62,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
         return ()
 
     def encode(params, w):
+        check_size(w, backbone)
         return jnp.concatenate([_factors(a, (w - backbone)[a.start : a.start + a.size]) for a in adapters])
 
     def decode(params, z):

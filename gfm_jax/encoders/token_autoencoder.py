@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from gfm_jax.base import Encoder, Layout
 from gfm_jax.checks import check_choices
 from gfm_jax.encoders.autoencoder import AutoencoderRecipe, autoencoder_loss, encoder_optimizer
-from gfm_jax.encoders.linear import check_weights
+from gfm_jax.encoders.linear import check_size, check_weights
 from gfm_jax.encoders.tokens import from_tokens, to_tokens, tokens_of
 from gfm_jax.networks import MLP, DeepSet, init_network
 from gfm_jax.training import fit as minimise
@@ -61,8 +61,8 @@ def token_autoencoder(
       [num, dim], or one such array where there is one layout.
 
     Raises:
-      ValueError: for no layout, a number of functions that differs from that of layouts, as `autoencoder`; in `fit` for weights
-        of another number of kinds or another size.
+      ValueError: for no layout, layouts of different layers, a number of functions that differs from that of layouts, as
+        `autoencoder`; in `fit` for weights of another number of kinds or another size.
 
     Tokens for weights as in scalable hyper-representations, arXiv 2406.09997.
     """
@@ -70,6 +70,8 @@ def token_autoencoder(
     recipe = AutoencoderRecipe(num_codes, **choices)
     if not layouts:
         raise ValueError("layouts: expected at least one, got none")
+    if other := [layout.names for layout in layouts if layout.names != layouts[0].names]:
+        raise ValueError(f"layouts: expected the same layers in all, {layouts[0].names}, got {other[0]}")
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
     for name, functions in (("outputs", outputs), ("augment", augment)):
@@ -88,6 +90,7 @@ def token_autoencoder(
         for k, tokens in enumerate(kinds)
     ]
     none = (None,) * len(layouts)
+    optimizer = encoder_optimizer(recipe)  # made once, so that a second fit compiles nothing
     loss, sample = _objective(recipe, coders, outputs or none, augment or none)
     examples = () if inputs is None else jnp.asarray(inputs)
 
@@ -104,8 +107,7 @@ def token_autoencoder(
         means = tuple(own.mean(0) for own in weights)
         scale = jnp.sqrt(sum(own.var(0).mean() for own in weights) / len(weights))
         options = {"average": recipe.average, "folder": folder, "progress": progress}
-        data, optimizer = (weights, examples), encoder_optimizer(recipe)
-        start = Params(networks, means, scale)
+        data, start = (weights, examples), Params(networks, means, scale)
         return minimise(key_fit, loss, start, data, sample, optimizer, recipe.num_steps, **options).params
 
     first = lambda encode: lambda params, w: encode(params, w)[0]
@@ -150,6 +152,7 @@ def _places(tokens):
 
 
 def _posterior(module, k, tokens, params, w):
+    check_size(w, params.means[k])
     vectors = to_tokens(tokens, (w - params.means[k]) / params.scale)
     return module.apply(params.networks, vectors, *_places(tokens), method="encode")
 

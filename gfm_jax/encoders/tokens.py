@@ -26,10 +26,10 @@ class Tokens(NamedTuple):
 
 
 def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
-    """Divides weights among tokens: a unit's are its incoming weights, then its bias, cut into stretches of one size.
+    """Divides weights among tokens: a unit's are its bias, then its incoming weights, cut into stretches of one size.
 
-    Leaves that lie side by side under one name, such as "hidden_0/kernel" and "hidden_0/bias", are a layer; its units run along
-    their last axis.
+    Leaves that lie side by side under one name, such as "hidden_0/bias" and "hidden_0/kernel", are a layer; its units run along
+    their last axis. With the bias in front, what a place of a token means does not depend on how many weights there are.
 
     Args:
       layout: of the flat weights.
@@ -46,8 +46,7 @@ def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
         units = shape[-1] if shape else 1
         incoming = np.arange(start, start + length).reshape(-1, units).T  # [units, weights]
         layers.setdefault((name.rpartition("/")[0], units), []).append(incoming)
-    # "bias" lies before "kernel" in the flat vector; a unit begins with what it multiplies.
-    of_layer = [np.concatenate(parts[::-1], axis=1) for parts in layers.values()]
+    of_layer = [np.concatenate(parts, axis=1) for parts in layers.values()]
     size = max(places.shape[1] for places in of_layer) if size is None else size
     index, where = [], []
     for layer, places in enumerate(of_layer):

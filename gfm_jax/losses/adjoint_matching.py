@@ -29,6 +29,9 @@ def memoryless_step(
 
     .. math:: dx = (2 v - x / t) \, dt + \sqrt{2 (1-t) / t} \; dB
 
+    Means are without error for Gaussians in steps of any length. Covariances are too small by something of first order in the
+    step, since what the velocity does not know of source and target is left out.
+
     Args:
       velocity: `(t, x) -> dx/dt`.
       source: N(mu, F F^T), independent of the targets.
@@ -60,8 +63,8 @@ def adjoint_matching_targets(
        v^*(s, x_s) = v_{\text{base}}(s, x_s) - \frac{1-s}{s} \, F F^\top E[a_s | x_s], \\
        a_1 = - \nabla r(x_1), \qquad a_s = \left( \frac{\partial E_{\text{base}}[x_t | x_s]}{\partial x_s} \right)^\top a_t
 
-    for steps from s to t. The adjoint a is carried back through the mean steps of the base alone; for a Gaussian base this is
-    without error in any number of steps. At s = 0 the first step's own control stands in,
+    for steps from s to t. The adjoint a is carried back through the mean steps of the base alone; for a Gaussian base and a
+    linear or quadratic reward this is without error in any number of steps. At s = 0 the first step's own control stands in,
     :math:`(1-t)^2 / t \; F F^\top a_t`.
 
     Args:

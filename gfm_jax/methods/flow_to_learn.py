@@ -61,8 +61,9 @@ def flow_to_learn(
     Returns:
       A generator:
       `fit(key, weights [num, dim], cond=None, *, groups=None, encoder_params=None, folder=None, progress=None)`;
-      `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None)`, where the temperature scales a Gaussian source's
-      deviation and x_0 are codes to start from; `velocity` and `flow_map` are those of codes.
+      `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, **choices)`, where the temperature scales a Gaussian
+      source's deviation, x_0 are codes to start from, and the choices are those of the flow's own `generate`, such as guidance
+      or the number of jumps; `velocity` and `flow_map` are those of codes.
 
     Raises:
       ValueError: for an unknown source or coupling; in `fit` as encoder and flow do, for groups of another number, and for
@@ -100,13 +101,13 @@ def flow_to_learn(
             gaussian = gaussian._replace(factor=jnp.diag(params.std_0))
         return FlowToLearnParams(encoder_params, params, gaussian, origin)
 
-    def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None):
+    def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, **choices):
         if not temperature >= 0 or (temperature != 1 and params.source is None):
             raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
         key_source, key_flow = jax.random.split(key)
         if x_0 is None:
             x_0 = _draw(encoder, params.encoder, source, params.source, key_source, num, temperature)
-        return decode_all(encoder, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0))
+        return decode_all(encoder, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0, **choices))
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
     jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))

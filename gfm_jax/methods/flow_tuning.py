@@ -28,7 +28,7 @@ class TuningRecipe(NamedTuple):
       num_steps, learning_rate: of Adam.
       batch_size: samples a step.
       solver_steps: steps of Heun's method through which the solver's gradient goes, or of the diffusion that adjoints go back.
-      temperature: of the source.
+      temperature: of the source that samples are drawn from, where it is tuned through the solver.
     """
 
     num_steps: int = 30
@@ -81,7 +81,7 @@ def tune_by_adjoint_matching(
     with the targets of `losses.adjoint_matching_targets` along paths of the flow that is being tuned.
 
     Args:
-      generator: as `flow_to_learn` makes it, of a velocity.
+      generator: as `flow_to_learn` makes it, of a velocity along straight lines (the `linear` interpolant).
       reward: `(z, examples) -> scalar`, of a code, such as minus the loss of decoded weights on a support set, in nats.
       recipe: of the tuning.
 
@@ -89,14 +89,16 @@ def tune_by_adjoint_matching(
       `(key, params, examples, cond=None) -> params`, of one task; its `cond` is [conditions].
 
     Raises:
-      ValueError: for a flow map; in the call, for a source that is not Gaussian or is coupled to the codes: only from an
-        independent Gaussian is there a diffusion with the flow's marginals that forgets where it started, and without that
-        the law would be tilted by the value of the start as well.
+      ValueError: for a flow map, a temperature that is not 1; in the call, for a source that is not Gaussian or is coupled to
+        the codes: only from an independent Gaussian is there a diffusion with the flow's marginals that forgets where it
+        started, and without that the law would be tilted by the value of the start as well.
 
     Adjoint matching, arXiv 2409.08861; of weights, arXiv 2507.10623.
     """
     if generator.flow_map is not None:
         raise ValueError("generator: expected one that follows a velocity, got a flow map, which adjoints do not tune")
+    if recipe.temperature != 1:
+        raise ValueError(f"temperature: expected 1, the law that is tilted, got {recipe.temperature}")
 
     def tune(key, params: FlowToLearnParams, examples, cond=None):
         source = _gaussian_source(params)
@@ -119,7 +121,7 @@ def tune_by_adjoint_matching(
                 times, points, targets = adjoint_matching_targets(*args)
                 return jnp.mean(jnp.sum((jax.vmap(velocity)(times, points) - targets) ** 2, axis=-1))
 
-            z_0 = draw_gaussian(key_source, source, recipe.batch_size, recipe.temperature)
+            z_0 = draw_gaussian(key_source, source, recipe.batch_size)
             return jnp.mean(jax.vmap(one)(jax.random.split(key_paths, recipe.batch_size), z_0))
 
         return _descend(key, params, objective, recipe)
