@@ -21,6 +21,13 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_given_back():
+    """A process can hold so many compiled programs, each with maps of memory of its own, that the next compilation crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

@@ -21,6 +21,7 @@ from experiments.flown.families import FAMILIES
 from experiments.flown.figures import decision_boundaries, sinusoids
 from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.judge import seeming_accuracy
+from experiments.flown.stages import generate_networks
 from experiments.flown.tuned import RATES
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
@@ -54,8 +55,8 @@ def test_smoke(tmp_path):
 def test_the_other_tables(tmp_path):
     """All but those of codecs and families, whose parts are tested below."""
     tables = ("unconditional", "out_of_distribution", "fine_tuning")
-    done = run("--preset", "smoke", "--tables", *tables, "--makers", "retrieval", "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    config = dataclasses.replace(PRESETS["smoke"], tables=tables, makers=("retrieval",))
+    generate_networks(config, tmp_path / "run", "a test")
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     cells = {(row["table"], row["row"], row["metric"]): row["value"] for row in rows}
     for domain in ("rotated", "inverted", "letters"):

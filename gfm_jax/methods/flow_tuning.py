@@ -63,7 +63,7 @@ def tune_through_solver(
         def objective(network, key):
             own = params._replace(flow=params.flow._replace(network=network))
             z_0 = draw_gaussian(key, source, recipe.batch_size, recipe.temperature)
-            return jnp.mean(jax.vmap(lambda z: loss(_follow(generator, recipe, own, z, cond), examples))(z_0))
+            return jnp.mean(jax.vmap(lambda z: loss(z, examples))(_follow(generator, recipe, own, z_0, cond)))
 
         return _descend(key, params, objective, recipe)
 
@@ -135,10 +135,12 @@ def _gaussian_source(params):
     return params.source
 
 
-def _follow(generator, recipe, params, z, cond) -> Float[Array, " codes"]:
+def _follow(generator, recipe, params, z, cond) -> Float[Array, "num codes"]:
+    """Where all of the samples end, solved as one: each on its own would have a gradient for every parameter."""
     if generator.flow_map is not None:
-        return generator.flow_map(params, jnp.zeros((), z.dtype), jnp.ones((), z.dtype), z, cond)
-    velocity = lambda t, z: generator.velocity(params, t, z, cond)
+        start, end = jnp.zeros((), z.dtype), jnp.ones((), z.dtype)
+        return jax.vmap(lambda z: generator.flow_map(params, start, end, z, cond))(z)
+    velocity = lambda t, z: jax.vmap(lambda z: generator.velocity(params, t, z, cond))(z)
     return solve_flow(velocity, z, num_steps=recipe.solver_steps)[0]
 
 
