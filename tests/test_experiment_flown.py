@@ -22,7 +22,6 @@ from experiments.flown.figures import decision_boundaries, sinusoids
 from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.judge import seeming_accuracy
 from experiments.flown.stages import generate_networks
-from experiments.flown.tuned import RATES
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
 from gfm_jax.encoders import identity
@@ -69,9 +68,6 @@ def test_the_other_tables(tmp_path):
         at_once = cells[table, "nothing", "accuracy"]
         assert cells[table, "downstream, 5 steps", "accuracy"] > at_once + 0.1
         assert cells[table, "through its solver", "accuracy"] > at_once
-        warm = cells[table, "nothing, temperature 1", "accuracy"]
-        assert cells[table, "by adjoint matching", "accuracy"] != pytest.approx(warm)
-        assert RATES[0] <= cells[table, "by adjoint matching", "rate"] <= RATES[-1]
     assert cells["novelty", "copies", "samples"] < 0.1
     assert cells["unconditional", "noise around a network", "accuracy"] > 0.8
     assert 0.1 < cells["novelty", "disagreement", "samples"] < 1

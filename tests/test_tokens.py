@@ -146,7 +146,7 @@ def test_bad_input(two_widths, key):
     with pytest.raises(ValueError, match="layouts: expected the same layers in all"):
         token_autoencoder([layouts[0], deeper])
     with pytest.raises(ValueError, match="outputs: expected one for each of 2 layouts, got 1"):
-        token_autoencoder(layouts, 4, outputs[:1])
+        token_autoencoder(layouts, 4, outputs[:1], jnp.zeros((2, 4)))
     with pytest.raises(ValueError, match="inputs: expected beside outputs"):
         token_autoencoder(layouts, 4, outputs)
     encoder = token_autoencoder(layouts, 4)[0]

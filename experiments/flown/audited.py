@@ -11,7 +11,7 @@ import optax
 
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.copying import NUM_COPIED
-from experiments.flown.judge import loss_on, seeming_accuracy
+from experiments.flown.judge import loss_of, seeming_accuracy
 from experiments.flown.learn import SOLVER_STEPS, Cast, Codes
 from experiments.flown.zoo import NUM_CLASSES, record_runs
 from gfm_jax.base import Generator
@@ -112,7 +112,7 @@ def _summary(measure, values):
 def _equal_steps(config, zoo, codes, model, params) -> int:
     """Steps of the zoo's own training that cost as much as a sample."""
     batch = jnp.zeros((config.run_batch, zoo.images["train"].inputs.shape[1])), jnp.zeros(config.run_batch, int)
-    args = model, params, codes.encoder, None, functools.partial(loss_on, zoo.apply), zoo.train.weights[0], batch
+    args = model, params, codes.encoder, None, loss_of(zoo.apply), zoo.train.weights[0], batch
     return steps_of_equal_compute(*args, 2 * SOLVER_STEPS)
 
 

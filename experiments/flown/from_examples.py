@@ -13,11 +13,12 @@ from jaxtyping import PyTree
 
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.families import Family
+from experiments.flown.judge import train
 from gfm_jax.base import Encoder, Generator, Network, Task
 from gfm_jax.encoders import autoencoder, canonical, chain, find_symmetry, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn
 from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.meta_learning import adapt, adaptation, maml, reptile
+from gfm_jax.methods.meta_learning import adaptation, maml, reptile
 from gfm_jax.metrics import nearest
 from gfm_jax.networks import MLP, DeepSet, TimeMLP, WithContext
 from gfm_jax.pytrees import ravel, unravel
@@ -185,18 +186,13 @@ def _from_scratch(key, config, kit, flow, support, query):
 
     def found(key, split, rate):
         start = jax.vmap(kit.init)(jax.random.split(key, len(own[0])))
-        return float(kit.scores(_train(kit.loss, steps, rate, start, support[split]), query[split]).mean())
+        return float(kit.scores(train(kit.loss, steps, rate, start, support[split]), query[split]).mean())
 
     key_choose, key_held_out = jax.random.split(key)
     better = np.argmin if kit.family.score is kit.family.loss else np.argmax
     rate = config.tuning_rates[int(better([found(key_choose, "validation", rate) for rate in config.tuning_rates]))]
     says = {"steps of training": float(steps), "steps of equal compute": float(equal), "rate": rate}
     return {"0 steps": found(key_held_out, "held_out", rate)} | says
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _train(loss, num_steps, rate, weights, support):
-    return jax.vmap(lambda w, examples: adapt(loss, optax.adam(rate), num_steps, w, examples))(weights, support)
 
 
 def _record(key, config, kit, laws):

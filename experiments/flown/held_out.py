@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.contexts import draw_episodes
-from experiments.flown.judge import accuracy, loss_on, train, tune
+from experiments.flown.judge import accuracy, loss_of, loss_on, train, tune
 from experiments.flown.learn import INNER_RATE, SOLVER_STEPS, Cast, Codes
 from gfm_jax.base import Generator
 
@@ -136,7 +136,7 @@ def _from_scratch(key, config, zoo, codes, fitted, episodes):
     own = episodes["held_out"]
     one = own.images[0], own.labels[0]
     args = fitted.models["flow"], fitted.params["flow"], codes.encoder, own.context[0]
-    loss = functools.partial(loss_on, zoo.apply)
+    loss = loss_of(zoo.apply)
     equal = steps_of_equal_compute(*args, loss, zoo.held_out.weights[0], one, 2 * SOLVER_STEPS)
     equal, row = equal * config.num_samples, "random initialisation"
     steps = min(equal, config.most_scratch_steps)
@@ -144,7 +144,7 @@ def _from_scratch(key, config, zoo, codes, fitted, episodes):
     def found(key, split, rate, images):
         examples, classes = episodes[split], getattr(zoo, split).classes
         start = fitted.models[row].generate(key, fitted.params[row], len(classes))
-        weights = train(zoo.apply, steps, rate, start, examples.images, examples.labels)
+        weights = train(loss, steps, rate, start, (examples.images, examples.labels))
         return float(accuracy(zoo.apply, weights, classes, images).mean())
 
     key_choose, key_held_out = jax.random.split(key)

@@ -10,7 +10,7 @@ import optax
 from gfm_jax.methods.meta_learning import adapt, adaptation
 from gfm_jax.tasks import labels_among
 
-__all__ = ["accuracy", "loss_on", "seeming_accuracy", "train", "tune"]
+__all__ = ["accuracy", "loss_of", "loss_on", "seeming_accuracy", "train", "tune"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -57,18 +57,23 @@ def _tune(apply, make, num_steps, rate, weights, classes, support, labels, image
     def one(run):
         w, own, *examples = run
         targets = labels_among(images.labels, own)
-        path = adaptation(functools.partial(loss_on, apply), make(rate), num_steps, w, examples)
+        path = adaptation(loss_of(apply), make(rate), num_steps, w, examples)
         right = lambda w: jnp.sum((apply(w, images.inputs).argmax(-1) == targets) & (targets >= 0))
         return jax.lax.map(right, path) / jnp.sum(targets >= 0)
 
     return jax.lax.map(one, (weights, classes, support, labels), batch_size=64)
 
 
+@functools.cache  # so that what is compiled for a loss is found again
+def loss_of(apply):
+    """`(weights, examples) -> scalar`."""
+    return functools.partial(loss_on, apply)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def train(apply, num_steps, rate, weights, support, labels):
-    """The weights after so many steps of Adam on the support set."""
-    one = lambda w, *examples: adapt(functools.partial(loss_on, apply), optax.adam(rate), num_steps, w, examples)
-    return jax.vmap(one)(weights, support, labels)
+def train(loss, num_steps, rate, weights, support):
+    """The weights after so many steps of Adam, each network on its own support set."""
+    return jax.vmap(lambda w, examples: adapt(loss, optax.adam(rate), num_steps, w, examples))(weights, support)
 
 
 def tune(config, apply, candidates, on_validation, on_held_out, validation_images, test_images):

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from experiments.flown.contexts import Lessons, draw_episode
-from experiments.flown.judge import loss_on
+from experiments.flown.judge import loss_of
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.encoders import autoencoder, chain, relabel, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
@@ -67,7 +67,7 @@ def make_cast(config, zoo, encoder: Encoder) -> Cast:
         "flow map": flow_to_learn(encoder, self_distilled_flow_map(TimeMLP(WIDTHS), num_steps=steps)),
     }
     loss, draw = (
-        functools.partial(loss_on, zoo.apply),
+        loss_of(zoo.apply),
         functools.partial(draw_episode, config.num_ways, config.shots[len(config.shots) // 2]),
     )
     options = {"inner_rate": INNER_RATE, "inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}

@@ -82,15 +82,7 @@ def autoencoder(
     Raises:
       ValueError: for an unknown choice, fewer than one code, outputs without inputs or the other way round.
     """
-    check_choices(AutoencoderRecipe, choices)
-    recipe = AutoencoderRecipe(num_codes, **choices)
-    if num_codes < 1:
-        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
-    if (outputs is None) != (inputs is None):
-        given, missing = ("inputs", "outputs") if outputs is None else ("outputs", "inputs")
-        raise ValueError(f"{missing}: expected beside {given}, got none")
-    if outputs is None:
-        recipe = recipe._replace(behaviour=0.0)
+    recipe = autoencoder_recipe(num_codes, outputs, inputs, choices)
     examples = () if inputs is None else jnp.asarray(inputs)
 
     def fit(key, weights, *, folder=None, progress=None) -> Params:
@@ -104,6 +96,22 @@ def autoencoder(
         return minimise(key_fit, loss, params, data, sample, optimizer, recipe.num_steps, **options).params
 
     return Encoder(fit, functools.partial(_encode, recipe), functools.partial(_decode, recipe))
+
+
+def autoencoder_recipe(num_codes: int, outputs, inputs, choices: dict) -> AutoencoderRecipe:
+    """The recipe, of weights alone where there are no outputs to compare.
+
+    Raises:
+      ValueError: for an unknown choice, fewer than one code, outputs without inputs or the other way round.
+    """
+    check_choices(AutoencoderRecipe, choices)
+    if num_codes < 1:
+        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
+    if (outputs is None) != (inputs is None):
+        given, missing = ("inputs", "outputs") if outputs is None else ("outputs", "inputs")
+        raise ValueError(f"{missing}: expected beside {given}, got none")
+    recipe = AutoencoderRecipe(num_codes, **choices)
+    return recipe._replace(behaviour=0.0) if outputs is None else recipe
 
 
 class Networks(nn.Module):

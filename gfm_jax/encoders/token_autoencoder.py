@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder, Layout
-from gfm_jax.checks import check_choices
-from gfm_jax.encoders.autoencoder import AutoencoderRecipe, autoencoder_loss, encoder_optimizer
+from gfm_jax.encoders.autoencoder import autoencoder_loss, autoencoder_recipe, encoder_optimizer
 from gfm_jax.encoders.linear import check_size, check_weights
 from gfm_jax.encoders.tokens import from_tokens, to_tokens, tokens_of
 from gfm_jax.networks import MLP, DeepSet, init_network
@@ -66,22 +65,14 @@ def token_autoencoder(
 
     Tokens for weights as in scalable hyper-representations, arXiv 2406.09997.
     """
-    check_choices(AutoencoderRecipe, choices)
-    recipe = AutoencoderRecipe(num_codes, **choices)
+    recipe = autoencoder_recipe(num_codes, outputs, inputs, choices)
     if not layouts:
         raise ValueError("layouts: expected at least one, got none")
     if other := [layout.names for layout in layouts if layout.names != layouts[0].names]:
         raise ValueError(f"layouts: expected the same layers in all, {layouts[0].names}, got {other[0]}")
-    if num_codes < 1:
-        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
     for name, functions in (("outputs", outputs), ("augment", augment)):
         if functions is not None and len(functions) != len(layouts):
             raise ValueError(f"{name}: expected one for each of {len(layouts)} layouts, got {len(functions)}")
-    if (outputs is None) != (inputs is None):
-        given, missing = ("inputs", "outputs") if outputs is None else ("outputs", "inputs")
-        raise ValueError(f"{missing}: expected beside {given}, got none")
-    if outputs is None:
-        recipe = recipe._replace(behaviour=0.0)
     size = max(tokens_of(layout).index.shape[1] for layout in layouts) if token_size is None else token_size
     kinds = tuple(tokens_of(layout, size) for layout in layouts)
     module = _module(recipe, kinds, size)
