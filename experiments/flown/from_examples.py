@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.families import Family
 from experiments.flown.judge import train
+from experiments.flown.meta import at_best_rate
 from gfm_jax.base import Encoder, Generator, Network, Task
 from gfm_jax.encoders import autoencoder, canonical, chain, find_symmetry, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn
@@ -27,7 +28,7 @@ from gfm_jax.trajectories import record_many
 
 __all__ = ["FromExamples", "Kit", "from_examples", "make_kit"]
 
-INNER_RATE = 0.01  # of MAML and Reptile
+INNER_RATES = (0.003, 0.01, 0.03)  # of MAML and Reptile
 NUM_QUERY = 100
 SOLVER_STEPS = 25  # of Heun's method, two velocities each
 
@@ -96,8 +97,11 @@ def make_kit(config, family: Family) -> Kit:
         "flow": flow_to_learn(encoder, empirical_flow_matching(field, solver_steps=SOLVER_STEPS, **steps)),
     }
     draw = functools.partial(_episode, family, shots)
-    inner = {"inner_rate": INNER_RATE, "inner_steps": config.family_inner_steps}
-    meta = {name: make(init, loss, draw, **inner, **steps) for name, make in (("maml", maml), ("reptile", reptile))}
+    inner = {"inner_steps": config.family_inner_steps, **steps}
+    meta = {
+        name: at_best_rate(make, INNER_RATES, init, loss, draw, **inner)
+        for name, make in (("maml", maml), ("reptile", reptile))
+    }
     return Kit(family, like, apply, init, loss, scores, task, encoder, models, meta)
 
 
@@ -128,7 +132,7 @@ def from_examples(key, config, kit: Kit, place, name: str) -> FromExamples:
     for number, (row, model) in enumerate((kit.models | kit.meta).items()):
         own = jax.random.fold_in(keys["fit"], number)
         if row in kit.meta:
-            fitted[row] = model.fit(own, splits["train"], **long(row))
+            fitted[row] = model.fit(own, (splits["train"], splits["validation"]), **long(row))
         else:
             options = long(row) if row in ("hypernetwork", "flow") else {}
             fitted[row] = model.fit(own, *lessons, encoder_params=params, **options)
@@ -254,7 +258,7 @@ def _best_of_zoo(loss, zoo, support):
 def _judge(config, kit, support, query, made):
     """The score at each number of steps downstream, by the optimizer that is best on validation laws."""
     last, family = config.family_tuning_steps[-1], kit.family
-    candidates = [(optax.adam, rate) for rate in config.tuning_rates] + [(optax.sgd, INNER_RATE)]
+    candidates = [(optax.adam, rate) for rate in config.tuning_rates] + [(optax.sgd, rate) for rate in INNER_RATES]
     better = np.argmin if family.score is family.loss else np.argmax
     path = lambda make, rate, split: _path(
         kit.scores, kit.loss, make, last, rate, made[split], support[split], query[split]

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.contexts import draw_episodes
 from experiments.flown.judge import accuracy, loss_of, loss_on, train, tune
-from experiments.flown.learn import INNER_RATE, SOLVER_STEPS, Cast, Codes
+from experiments.flown.learn import INNER_RATES, SOLVER_STEPS, Cast, Codes
 from gfm_jax.base import Generator
 
 __all__ = ["Fitted", "best_of_samples", "episodes_of", "fit_conditional", "judge_tasks"]
@@ -40,7 +40,7 @@ def fit_conditional(key, zoo, cast: Cast, codes: Codes, place, name: str) -> Fit
         params[row] = model.fit(own, *codes.lessons, encoder_params=codes.params, **long)
     for number, (row, model) in enumerate(cast.meta.items()):
         long = {"folder": place / row, "progress": f"{name}, {row}"}
-        data = (zoo.images["train"], zoo.train.classes)
+        data = tuple((zoo.images["train"], split.classes) for split in (zoo.train, zoo.validation))
         params[row] = model.fit(jax.random.fold_in(key, len(cast.conditional) + number), data, **long)
     return Fitted(cast.conditional | cast.meta, params)
 
@@ -67,7 +67,7 @@ def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
         }
         candidates = [(optax.adam, rate) for rate in config.tuning_rates]
         if row in META:
-            candidates.append((optax.sgd, INNER_RATE))
+            candidates += [(optax.sgd, rate) for rate in INNER_RATES]
         images = zoo.images["validation"], zoo.images["test"]
         curve, rate = tune(config, zoo.apply, candidates, runs["validation"], runs["held_out"], *images)
         mean_curve = curve.mean(0)

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from experiments.flown.contexts import Lessons, draw_episode
 from experiments.flown.judge import loss_of
+from experiments.flown.meta import at_best_rate
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.encoders import autoencoder, chain, relabel, standardized
 from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
@@ -16,11 +17,11 @@ from gfm_jax.methods import weight_baselines as baselines
 from gfm_jax.methods.meta_learning import maml, reptile
 from gfm_jax.networks import TimeMLP
 
-__all__ = ["INNER_RATE", "SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
+__all__ = ["INNER_RATES", "SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
 
 WIDTHS = (512, 512, 512)
 SOLVER_STEPS = 25  # of Heun's method, two velocities each
-INNER_RATE = 0.1  # of MAML and Reptile, by gradient descent
+INNER_RATES = (0.03, 0.1, 0.3)  # of MAML and Reptile, by gradient descent
 INNER_STEPS = 5
 
 
@@ -70,8 +71,11 @@ def make_cast(config, zoo, encoder: Encoder) -> Cast:
         loss_of(zoo.apply),
         functools.partial(draw_episode, config.num_ways, config.shots[len(config.shots) // 2]),
     )
-    options = {"inner_rate": INNER_RATE, "inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
-    meta = {name: make(zoo.init, loss, draw, **options) for name, make in (("maml", maml), ("reptile", reptile))}
+    options = {"inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
+    meta = {
+        name: at_best_rate(make, INNER_RATES, zoo.init, loss, draw, **options)
+        for name, make in (("maml", maml), ("reptile", reptile))
+    }
     unconditional = {
         "random initialisation": conditional["random initialisation"],
         "interpolation": baselines.interpolation(),
