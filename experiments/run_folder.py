@@ -40,6 +40,7 @@ class RunFolder:
         self.path = pathlib.Path(out)
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
         self.config, self.rows, self.start = config, [], time.perf_counter()
+        self.commit = _commit()  # of the code that runs, whatever is committed meanwhile
         stored = self.path / "config.json"
         mine = json.loads(json.dumps(dataclasses.asdict(config)))
         if stored.exists() and json.loads(stored.read_text())["config"] != mine:
@@ -108,7 +109,7 @@ class RunFolder:
         about = {
             "config": dataclasses.asdict(self.config),
             "command": " ".join(sys.argv),
-            "commit": _commit(),
+            "commit": self.commit,
             "python": platform.python_version(),
             "versions": versions,
             "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} CPU cores",

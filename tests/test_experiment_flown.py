@@ -21,10 +21,12 @@ from experiments.flown.families import FAMILIES
 from experiments.flown.figures import decision_boundaries, sinusoids
 from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.judge import seeming_accuracy
+from experiments.flown.meta import at_best_rate
 from experiments.flown.stages import generate_networks
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
 from gfm_jax.encoders import identity
+from gfm_jax.methods import meta_learning
 from gfm_jax.methods.flow_to_learn import FlowToLearnParams, Origin
 from gfm_jax.metrics import nearest
 from gfm_jax.tasks import by_class
@@ -121,6 +123,22 @@ def test_moons_and_sinusoids_are_what_their_laws_say(key):
     np.testing.assert_allclose(turned, np.stack([-x[:, 1], x[:, 0]], -1), atol=1e-5)
 
 
+def test_meta_learning_takes_the_inner_rate_that_is_best_on_validation_tasks(key, tmp_path):
+    """Bowls whose minimum one step of rate 1 reaches; a smaller one stops short, a larger one diverges."""
+    loss = lambda w, minimum: jnp.sum((w - minimum) ** 2) / 2
+    draw = lambda key, centre: (centre + jax.random.normal(key, (2,)),) * 2
+    init = lambda key: jax.random.normal(key, (2,))
+    rates, options = (0.1, 1.0, 1e30), {"inner_steps": 2, "num_steps": 5}
+    data = jnp.zeros(2), jnp.ones(2)
+    found = at_best_rate(meta_learning.maml, rates, init, loss, draw, **options).fit(
+        key, data, folder=tmp_path, progress=None
+    )
+    own = jax.random.split(key, 4)[2]
+    np.testing.assert_array_equal(
+        found, meta_learning.maml(init, loss, draw, inner_rate=1.0, **options).fit(own, data[0])
+    )
+
+
 def test_letters_and_other_domains():
     drawn, labels = letters(np.random.default_rng(0), 12, 8)
     assert drawn.shape == (120, 8, 8)
@@ -181,6 +199,8 @@ def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):
         ({"tuning_steps": (0, 500)}, "tuning_steps: expected at most most_steps, 200"),
         ({"tuning_rates": ()}, "tuning_rates: expected positive learning rates"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
+        ({"inner_rates": (0.1, -1.0)}, "inner_rates: expected positive learning rates"),
+        ({"code_noise": -0.1}, "code_noise: expected at least 0, got -0.1"),
         ({"num_codes": 5000}, "num_codes: expected less than a quarter of num_train, 4096"),
         ({"copies": 0}, "copies: expected at least 1"),
         ({"tables": ("codecs",)}, "tables: expected some of held_out_tasks, .*, got codecs"),

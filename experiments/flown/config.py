@@ -43,6 +43,8 @@ class Config:
     shots: tuple[int, ...] = (1, 5, 20)
     """Examples of a class in a support set."""
     num_codes: int = 32
+    code_noise: float = 0.1
+    """On codes while the encoder is fitted, so that networks are found around a code as well as at it."""
     encoder_steps: int = 3000
     flow_steps: int = 5000
     copies: int = 8
@@ -66,6 +68,8 @@ class Config:
     """Downstream, in search of 95 % of the trained accuracy."""
     meta_steps: int = 2000
     """Of MAML and Reptile."""
+    inner_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """Of theirs, by gradient descent; the best on validation tasks is taken."""
     most_scratch_steps: int = 1000
     """Of training from scratch for as much compute as generating takes, at most."""
     family_train: int = 2048
@@ -79,6 +83,7 @@ class Config:
     family_fit_steps: int = 3000
     """Of encoder, flow, hypernetwork, MAML and Reptile."""
     family_inner_steps: int = 5
+    family_inner_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     family_tuning_steps: tuple[int, ...] = (0, 1, 5, 10)
 
 
@@ -87,8 +92,9 @@ PRESETS = {
         preset="smoke", tables=("held_out_tasks",), makers=("retrieval", "hypernetwork"), num_train=256, num_unseen=32,
         num_held=16, run_steps=60, shots=(5,), num_codes=8, encoder_steps=40, flow_steps=40, meta_steps=20, copies=2,
         num_fits=2, num_samples=2, num_generated=32, tuning_steps=(0, 5), tuning_rates=(1e-2,), most_steps=10,
-        most_scratch_steps=20, num_tuned=2, copying_steps=40, family_train=64, family_held=8, family_steps=40,
-        family_codes=4, family_fit_steps=20, family_inner_steps=1, family_tuning_steps=(0, 5),
+        inner_rates=(0.1,), most_scratch_steps=20, num_tuned=2, copying_steps=40, family_train=64, family_held=8,
+        family_steps=40, family_codes=4, family_fit_steps=20, family_inner_steps=1, family_inner_rates=(0.01,),
+        family_tuning_steps=(0, 5),
     ),
     "laptop": Config(),
     "paper": Config(
@@ -122,11 +128,14 @@ def check(config: Config) -> None:
         raise ValueError(f"num_fits: expected at least 2, for a spread, got {config.num_fits}")
     if not config.shots or min(config.shots) < 1 or list(config.shots) != sorted(set(config.shots)):
         raise ValueError(f"shots: expected rising numbers of at least 1, got {config.shots}")
-    if not config.tuning_rates or not all(rate > 0 for rate in config.tuning_rates):
-        raise ValueError(f"tuning_rates: expected positive learning rates, got {config.tuning_rates}")
+    for field in ("tuning_rates", "inner_rates", "family_inner_rates"):
+        if not (rates := getattr(config, field)) or not all(rate > 0 for rate in rates):
+            raise ValueError(f"{field}: expected positive learning rates, got {rates}")
     for field in ("run_rate", "temperature"):
         if not getattr(config, field) > 0:
             raise ValueError(f"{field}: expected more than 0, got {getattr(config, field)}")
+    if config.code_noise < 0:
+        raise ValueError(f"code_noise: expected at least 0, got {config.code_noise}")
     if 4 * config.num_codes >= config.num_train:
         raise ValueError(
             f"num_codes: expected less than a quarter of num_train, {config.num_train}, got {config.num_codes}"

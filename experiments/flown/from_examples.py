@@ -28,7 +28,6 @@ from gfm_jax.trajectories import record_many
 
 __all__ = ["FromExamples", "Kit", "from_examples", "make_kit"]
 
-INNER_RATES = (0.003, 0.01, 0.03)  # of MAML and Reptile
 NUM_QUERY = 100
 SOLVER_STEPS = 25  # of Heun's method, two velocities each
 
@@ -99,7 +98,7 @@ def make_kit(config, family: Family) -> Kit:
     draw = functools.partial(_episode, family, shots)
     inner = {"inner_steps": config.family_inner_steps, **steps}
     meta = {
-        name: at_best_rate(make, INNER_RATES, init, loss, draw, **inner)
+        name: at_best_rate(make, config.family_inner_rates, init, loss, draw, **inner)
         for name, make in (("maml", maml), ("reptile", reptile))
     }
     return Kit(family, like, apply, init, loss, scores, task, encoder, models, meta)
@@ -258,7 +257,8 @@ def _best_of_zoo(loss, zoo, support):
 def _judge(config, kit, support, query, made):
     """The score at each number of steps downstream, by the optimizer that is best on validation laws."""
     last, family = config.family_tuning_steps[-1], kit.family
-    candidates = [(optax.adam, rate) for rate in config.tuning_rates] + [(optax.sgd, rate) for rate in INNER_RATES]
+    candidates = [(optax.adam, rate) for rate in config.tuning_rates]
+    candidates += [(optax.sgd, rate) for rate in config.family_inner_rates]
     better = np.argmin if family.score is family.loss else np.argmax
     path = lambda make, rate, split: _path(
         kit.scores, kit.loss, make, last, rate, made[split], support[split], query[split]

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.contexts import draw_episodes
 from experiments.flown.judge import accuracy, loss_of, loss_on, train, tune
-from experiments.flown.learn import INNER_RATES, SOLVER_STEPS, Cast, Codes
+from experiments.flown.learn import SOLVER_STEPS, Cast, Codes
 from gfm_jax.base import Generator
 
 __all__ = ["Fitted", "best_of_samples", "episodes_of", "fit_conditional", "judge_tasks"]
@@ -67,7 +67,7 @@ def judge_tasks(key, config, zoo, codes: Codes, fitted: Fitted, episodes):
         }
         candidates = [(optax.adam, rate) for rate in config.tuning_rates]
         if row in META:
-            candidates += [(optax.sgd, rate) for rate in INNER_RATES]
+            candidates += [(optax.sgd, rate) for rate in config.inner_rates]
         images = zoo.images["validation"], zoo.images["test"]
         curve, rate = tune(config, zoo.apply, candidates, runs["validation"], runs["held_out"], *images)
         mean_curve = curve.mean(0)

@@ -17,12 +17,11 @@ from gfm_jax.methods import weight_baselines as baselines
 from gfm_jax.methods.meta_learning import maml, reptile
 from gfm_jax.networks import TimeMLP
 
-__all__ = ["INNER_RATES", "SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
+__all__ = ["SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
 
 WIDTHS = (512, 512, 512)
 SOLVER_STEPS = 25  # of Heun's method, two velocities each
-INNER_RATES = (0.03, 0.1, 0.3)  # of MAML and Reptile, by gradient descent
-INNER_STEPS = 5
+INNER_STEPS = 5  # of MAML and Reptile
 
 
 class Codes(NamedTuple):
@@ -36,7 +35,8 @@ class Codes(NamedTuple):
 def codec(config, zoo) -> Encoder:
     """Codes of unit deviation, by an autoencoder that sees every network with its labels in any order."""
     images, augment = zoo.images["train"].inputs, shuffled(config, zoo)
-    learned = autoencoder(config.num_codes, zoo.apply, images, augment=augment, num_steps=config.encoder_steps)
+    choices = {"augment": augment, "num_steps": config.encoder_steps, "noise": config.code_noise}
+    learned = autoencoder(config.num_codes, zoo.apply, images, **choices)
     return chain(learned, standardized(by_coordinate=True))
 
 
@@ -73,7 +73,7 @@ def make_cast(config, zoo, encoder: Encoder) -> Cast:
     )
     options = {"inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
     meta = {
-        name: at_best_rate(make, INNER_RATES, zoo.init, loss, draw, **options)
+        name: at_best_rate(make, config.inner_rates, zoo.init, loss, draw, **options)
         for name, make in (("maml", maml), ("reptile", reptile))
     }
     unconditional = {

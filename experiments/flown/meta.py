@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from gfm_jax.base import Generator
@@ -34,12 +34,18 @@ def at_best_rate(
     def fit(key, data, cond=None, *, encoder_params=None, folder=None, progress=None):
         training, validation = data
         key_judge, *keys = jax.random.split(key, 1 + len(learners))
-        found, losses = [], []
+        found = []
         for own, rate, learner in zip(keys, inner_rates, learners, strict=True):
             place = None if folder is None else folder / str(rate)
             told = None if progress is None else f"{progress} at {rate}"
-            found.append(learner.fit(own, training, folder=place, progress=told))
-            losses.append(float(after(rate, found[-1], key_judge, validation)))
-        return found[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
+            try:
+                weights = learner.fit(own, training, folder=place, progress=told)
+            except FloatingPointError:  # the rate is too high for the loss
+                continue
+            left = jnp.nan_to_num(after(rate, weights, key_judge, validation), nan=jnp.inf)
+            found.append((float(left), weights))
+        if not found:
+            raise FloatingPointError(f"inner_rates: the loss was not finite at any of {inner_rates}")
+        return min(found, key=lambda one: one[0])[1]
 
     return Generator(fit, learners[0].generate)
