@@ -63,7 +63,11 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
 
     def encode(params, w):
         check_size(w, backbone)
-        return jnp.concatenate([_factors(a, (w - backbone)[a.start : a.start + a.size]) for a in adapters])
+        change, codes, done = w - backbone, [], 0.0
+        for a in adapters:
+            found, done = _factors(a, change[a.start : a.start + a.size], done)
+            codes.append(found)
+        return jnp.concatenate(codes)
 
     def decode(params, z):
         return backbone + jnp.concatenate([_product(a, z) for a in adapters])
@@ -82,13 +86,19 @@ def _adapters(layout, rank):
     return tuple(found)
 
 
-def _factors(a, change):
+def _factors(a, change, done):
+    """The code of a leaf, and something that is known when that is.
+
+    A decomposition starts when the one before has ended: two batched ones at once wait for one another's threads on CPU, for
+    ever, with jaxlib 0.10.
+    """
     if not a.rank:
-        return change
-    u, s, v = jnp.linalg.svd(change.reshape(a.rows, a.columns), full_matrices=False)
+        return change, done
+    matrix = change.reshape(a.rows, a.columns) + 0 * done
+    u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
     sign = jnp.where(u[:, : a.rank].sum(0) < 0, -1.0, 1.0)
     root = sign * jnp.sqrt(s[: a.rank])
-    return jnp.concatenate([(u[:, : a.rank] * root).ravel(), (root[:, None] * v[: a.rank]).ravel()])
+    return jnp.concatenate([(u[:, : a.rank] * root).ravel(), (root[:, None] * v[: a.rank]).ravel()]), s[0]
 
 
 def _product(a, z):
