@@ -192,8 +192,8 @@ def _from_scratch(key, config, kit, flow, support, query):
         return float(kit.scores(train(kit.loss, steps, rate, start, support[split]), query[split]).mean())
 
     key_choose, key_held_out = jax.random.split(key)
-    better = np.argmin if kit.family.score is kit.family.loss else np.argmax
-    rate = config.tuning_rates[int(better([found(key_choose, "validation", rate) for rate in config.tuning_rates]))]
+    chosen = [found(key_choose, "validation", rate) for rate in config.tuning_rates]
+    rate = config.tuning_rates[_best(kit.family, chosen)]
     says = {"steps of training": float(steps), "steps of equal compute": float(equal), "rate": rate}
     return {"0 steps": found(key_held_out, "held_out", rate)} | says
 
@@ -259,13 +259,18 @@ def _judge(config, kit, support, query, made):
     last, family = config.family_tuning_steps[-1], kit.family
     candidates = [(optax.adam, rate) for rate in config.tuning_rates]
     candidates += [(optax.sgd, rate) for rate in config.family_inner_rates]
-    better = np.argmin if family.score is family.loss else np.argmax
     path = lambda make, rate, split: _path(
         kit.scores, kit.loss, make, last, rate, made[split], support[split], query[split]
     )
-    make, rate = candidates[int(better([path(*one, "validation")[-1] for one in candidates]))]
+    make, rate = candidates[_best(family, [float(path(*one, "validation")[-1]) for one in candidates])]
     curve = path(make, rate, "held_out")
     return {f"{k} steps": float(curve[k]) for k in config.family_tuning_steps} | {"rate": rate}
+
+
+def _best(family, scores):
+    """Whose score is best; one that diverged is worse than any other."""
+    losses = np.array(scores) * (1 if family.score is family.loss else -1)
+    return int(np.nan_to_num(losses, nan=np.inf, posinf=np.inf).argmin())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
