@@ -7,6 +7,7 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import optax
 import pytest
@@ -164,6 +165,17 @@ def test_a_sign_of_matrices_has_no_singular_values_but_one():
     np.testing.assert_allclose(jnp.linalg.svd(velocity.matrix_sign(matrix))[1], 1.0, rtol=1e-12)
     of_rank_one = jnp.outer(jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0, 0.0]))
     np.testing.assert_allclose(velocity.matrix_sign(of_rank_one), of_rank_one / 5, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
+def test_the_derivative_of_a_sign_of_matrices(shape, key):
+    matrices = jax.random.normal(key, (3, *shape))
+    jax.test_util.check_grads(jax.vmap(velocity.matrix_sign), (matrices,), order=1)
+    signs = jnp.stack([velocity.matrix_sign(matrix) for matrix in matrices])
+    np.testing.assert_allclose(jax.vmap(velocity.matrix_sign)(matrices), signs, atol=1e-12)
+    equal = jax.jacobian(velocity.matrix_sign)(jnp.eye(*shape))  # of singular values that are all the same
+    assert jnp.isfinite(equal).all()
 
 
 @pytest.mark.usefixtures("x64")

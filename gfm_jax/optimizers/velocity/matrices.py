@@ -1,7 +1,9 @@
 """Fields of optimizers that see matrices as matrices."""
 
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,10 +13,42 @@ from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves, ze
 __all__ = ["matrix_sign", "muon"]
 
 
+@jax.custom_jvp
 def matrix_sign(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    r"""The orthogonal factor of a matrix: with M = U diag(s) V^T, msign(M) = U V^T, and zero where s is."""
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return (u * (s > 1e-12 * s.max())) @ vt
+    r"""The orthogonal factor of a matrix: with M = U diag(s) V^T, msign(M) = U V^T, and zero where s is.
+
+    Its derivative, in directions that leave the rank as it is:
+
+    .. math:: d(U V^\top) = U \left[ \frac{U^\top dM V - V^\top dM^\top U}{s_i + s_j} \right] V^\top
+       + (I - U U^\top) \, dM \, V s^{-1} V^\top + U s^{-1} U^\top dM \, (I - V V^\top)
+    """
+    u, s, vt = _svd(matrix)
+    return (u * _positive(s)) @ vt
+
+
+@matrix_sign.defjvp
+def _(primals, tangents):
+    u, s, vt = _svd(*primals)
+    kept = _positive(s)
+    u, vt, inverse = u * kept, vt * kept[:, None], jnp.where(kept, 1 / jnp.where(kept, s, 1), 0)
+    [change] = tangents
+    inner = u.T @ change @ vt.T
+    sums = jnp.where(kept[:, None] & kept, s[:, None] + s, 1)
+    turned = u @ ((inner - inner.T) / sums) @ vt
+    left = (change @ vt.T - u @ inner) * inverse @ vt
+    right = u @ (inverse[:, None] * (u.T @ change - inner @ vt))
+    return u @ vt, turned + left + right
+
+
+def _positive(s):
+    return s > 1e-12 * s.max()
+
+
+def _svd(matrix):
+    """On CPU matrices are decomposed one by one even where there are many of them: two batched decompositions of one program
+    wait for one another's threads, for ever, with jaxlib 0.10."""
+    thin = functools.partial(jnp.linalg.svd, full_matrices=False)
+    return jax.lax.platform_dependent(matrix, cpu=jax.custom_batching.sequential_vmap(thin), default=thin)
 
 
 def muon(decay: float = 0.95, nesterov: bool = True, orthogonalize: Callable = matrix_sign) -> OptimizerField:
