@@ -33,9 +33,17 @@ def make_exam(zoo, form) -> Exam:
     """Outputs on the training images, by which tasks are guessed, and on the test images; disagreement is over all of them."""
     guess, test = zoo.images["train"], zoo.images["test"]
     score, seen = seeming_accuracy(NUM_CLASSES, guess, test), jnp.concatenate([guess.inputs, test.inputs])
-    apply = lambda w: zoo.apply(w, seen)
+    apply = lambda w: _in_blocks(zoo.apply, w, seen)
     accuracy = jax.jit(lambda weights: jax.lax.map(lambda w: score(apply(w)), weights, batch_size=32))
     return Exam(apply, lambda outputs, task: score(outputs), accuracy, form)
+
+
+def _in_blocks(apply, w, inputs, size=2**20):
+    """Outputs on so many pixels at a time, where there are more."""
+    block = max(1, size // inputs[0].size)
+    if len(inputs) <= block:
+        return apply(w, inputs)
+    return jax.lax.map(lambda x: apply(w, x[None])[0], inputs, batch_size=block)
 
 
 def audit_samples(key, config, zoo, cast: Cast, codes: Codes, exam: Exam, place, name: str):

@@ -89,7 +89,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", tables=("held_out_tasks",), makers=("retrieval", "hypernetwork"), num_train=256, num_unseen=32,
+        preset="smoke", tables=("held_out_tasks",), makers=("retrieval",), num_train=128, num_unseen=32,
         num_held=16, run_steps=60, shots=(5,), num_codes=8, encoder_steps=40, flow_steps=40, meta_steps=20, copies=2,
         num_fits=2, num_samples=2, num_generated=32, tuning_steps=(0, 5), tuning_rates=(1e-2,), most_steps=10,
         inner_rates=(0.1,), most_scratch_steps=20, num_tuned=2, copying_steps=40, family_train=64, family_held=8,

@@ -10,7 +10,12 @@ import optax
 from gfm_jax.methods.meta_learning import adapt, adaptation
 from gfm_jax.tasks import labels_among
 
-__all__ = ["accuracy", "loss_of", "loss_on", "seeming_accuracy", "train", "tune"]
+__all__ = ["accuracy", "at_once", "loss_of", "loss_on", "seeming_accuracy", "train", "tune"]
+
+
+def at_once(inputs) -> int:
+    """Networks that go through all inputs together: 64, or as many as leave their activations within some gigabytes."""
+    return max(1, min(64, 2**26 // inputs.size))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -23,7 +28,7 @@ def accuracy(apply, weights, classes, images):
         right = apply(w, images.inputs).argmax(-1) == labels
         return jnp.sum(right & (labels >= 0)) / jnp.sum(labels >= 0)
 
-    return jax.lax.map(one, (weights, classes), batch_size=64)
+    return jax.lax.map(one, (weights, classes), batch_size=at_once(images.inputs))
 
 
 def seeming_accuracy(num_classes: int, guess, images):
@@ -61,7 +66,7 @@ def _tune(apply, make, num_steps, rate, weights, classes, support, labels, image
         right = lambda w: jnp.sum((apply(w, images.inputs).argmax(-1) == targets) & (targets >= 0))
         return jax.lax.map(right, path) / jnp.sum(targets >= 0)
 
-    return jax.lax.map(one, (weights, classes, support, labels), batch_size=64)
+    return jax.lax.map(one, (weights, classes, support, labels), batch_size=at_once(images.inputs))
 
 
 @functools.cache  # so that what is compiled for a loss is found again

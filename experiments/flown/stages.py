@@ -20,7 +20,7 @@ from experiments.flown.families import FAMILIES
 from experiments.flown.figures import figures_of
 from experiments.flown.from_examples import from_examples, make_kit
 from experiments.flown.held_out import episodes_of, fit_conditional, judge_tasks
-from experiments.flown.judge import accuracy
+from experiments.flown.judge import accuracy, at_once
 from experiments.flown.learn import Cast, Codes, codec, make_cast
 from experiments.flown.tuned import tuned_flows
 from experiments.flown.zoo import Zoo, record_zoo, retrained
@@ -107,7 +107,8 @@ def _put_in_order(folder, key, zoo):
     in_order = zoo._replace(**{
         split: getattr(zoo, split)._replace(weights=put(getattr(zoo, split).weights)) for split in SPLITS
     })  # fmt: skip
-    outputs = jax.jit(jax.vmap(lambda w: zoo.apply(w, zoo.images["test"].inputs)))
+    images = zoo.images["test"].inputs
+    outputs = jax.jit(lambda ws: jax.lax.map(lambda w: zoo.apply(w, images), ws, batch_size=at_once(images)))
     before, after = (outputs(networks.weights[:64]) for networks in (zoo.train, in_order.train))
     change = jnp.abs(after - before).max() / jnp.abs(before).max()
     folder.add("symmetry", "canonical form", change_of_outputs=change)
