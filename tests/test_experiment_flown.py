@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import run_experiment
 
-from experiments.flown.audited import make_exam
+from experiments.flown.audited import in_blocks, make_exam
 from experiments.flown.codecs import codecs, judge_codec, round_trip
 from experiments.flown.compute import flops, steps_of_equal_compute
 from experiments.flown.config import PRESETS, check
@@ -182,6 +182,13 @@ def test_equal_compute_counts_both_sides(key):
     params = FlowToLearnParams((), None, None, Origin("gaussian", "independent"))
     args = generator, params, identity(), None, loss, jnp.ones(8), jnp.ones((4, 8))
     assert steps_of_equal_compute(*args, 100) == round(100 * flops(lambda z: matrix @ z, jnp.ones(8)) / once)
+
+
+@pytest.mark.parametrize("size", [1, 12, 13, 1000])
+def test_outputs_in_blocks_are_the_outputs(size, key):
+    """Of 7 images of 4 numbers: one at a time, three, three with some left over, and all."""
+    inputs, matrix = jax.random.normal(key, (7, 4)), jnp.arange(8.0).reshape(4, 2)
+    np.testing.assert_allclose(in_blocks(lambda w, x: x @ w, matrix, inputs, size), inputs @ matrix, rtol=1e-5)
 
 
 def test_a_network_is_judged_by_the_task_that_it_seems_to_be_for(key):

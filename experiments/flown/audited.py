@@ -17,7 +17,7 @@ from experiments.flown.zoo import NUM_CLASSES, record_runs
 from gfm_jax.base import Generator
 from gfm_jax.metrics import audit
 
-__all__ = ["Exam", "audit_copies", "audit_samples", "make_exam"]
+__all__ = ["Exam", "audit_copies", "audit_samples", "in_blocks", "make_exam"]
 
 
 class Exam(NamedTuple):
@@ -33,12 +33,12 @@ def make_exam(zoo, form) -> Exam:
     """Outputs on the training images, by which tasks are guessed, and on the test images; disagreement is over all of them."""
     guess, test = zoo.images["train"], zoo.images["test"]
     score, seen = seeming_accuracy(NUM_CLASSES, guess, test), jnp.concatenate([guess.inputs, test.inputs])
-    apply = lambda w: _in_blocks(zoo.apply, w, seen)
+    apply = lambda w: in_blocks(zoo.apply, w, seen)
     accuracy = jax.jit(lambda weights: jax.lax.map(lambda w: score(apply(w)), weights, batch_size=32))
     return Exam(apply, lambda outputs, task: score(outputs), accuracy, form)
 
 
-def _in_blocks(apply, w, inputs, size=2**20):
+def in_blocks(apply, w, inputs, size=2**20):
     """Outputs on so many pixels at a time, where there are more."""
     block = max(1, size // inputs[0].size)
     if len(inputs) <= block:
