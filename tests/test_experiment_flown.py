@@ -184,9 +184,9 @@ def test_equal_compute_counts_both_sides(key):
     assert steps_of_equal_compute(*args, 100) == round(100 * flops(lambda z: matrix @ z, jnp.ones(8)) / once)
 
 
-@pytest.mark.parametrize("size", [1, 12, 13, 1000])
+@pytest.mark.parametrize("size", [1, 12, 1000])
 def test_outputs_in_blocks_are_the_outputs(size, key):
-    """Of 7 images of 4 numbers: one at a time, three, three with some left over, and all."""
+    """Of 7 images of 4 numbers: one at a time, three with one left over, and all."""
     inputs, matrix = jax.random.normal(key, (7, 4)), jnp.arange(8.0).reshape(4, 2)
     np.testing.assert_allclose(in_blocks(lambda w, x: x @ w, matrix, inputs, size), inputs @ matrix, rtol=1e-5)
 
