@@ -1,22 +1,23 @@
-"""Parameters to start from, soon."""
-
-import functools
+"""Initialise a flax module in one program that compiles quickly."""
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, PyTree
+
+from gfm_jax.compiling import quick_jit
 
 __all__ = ["init_network"]
 
 
-# What runs once and draws at random some dozens of times would take ten times as long to optimise as to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def init_network(network: nn.Module, key: Array, *inputs: PyTree) -> PyTree:
-    """`network.init(key, *inputs)`, in one program that compiles quickly.
+    """`network.init(key, *inputs)`, in one program that compiles quickly; also inside `jax.jit`, `jax.vmap` and the like.
 
     Args:
       network: a flax module.
       key: randomness.
       *inputs: as the module is called: their shapes count.
     """
-    return network.init(key, *inputs)
+    return _init(network, key, *inputs)
+
+
+# It runs once and draws at random some dozens of times: XLA would take ten times as long to optimise it as to compile it.
+_init = quick_jit(lambda network, key, *inputs: network.init(key, *inputs), static_argnums=0)

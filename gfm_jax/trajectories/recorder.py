@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Task, Trajectory
+from gfm_jax.compiling import quick_jit
 from gfm_jax.pytrees import layout_of, place, ravel
 
 __all__ = ["PARTS", "record", "record_many", "save_steps"]
@@ -225,7 +226,7 @@ def record_many(
 # would take longer than running it: with random numbers to draw, compilers spend seconds on it.
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(quick_jit, static_argnums=(0, 1, 2), level=1)
 def _start_many(task, num_steps, mesh, keys, variety):
     start = lambda runs: jax.lax.map(lambda run: _start(run[0], task, num_steps, run[1]), runs)
     return _over_runs(start, mesh)((keys, variety))
