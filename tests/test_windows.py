@@ -8,7 +8,7 @@ from runs import run_of, small_runs
 from gfm_jax.base import Horizon, Layout
 from gfm_jax.trajectories import (
     DIRECTIONS,
-    check_prefix,
+    check_forecast,
     cut,
     draw_pairs,
     draw_windows,
@@ -250,22 +250,22 @@ def test_bad_prefixes():
     run = first(small_runs())
     prefix, final = prefix_of(run, 8), horizon_at(run, -1)
     with pytest.raises(ValueError, match="one snapshot"):
-        check_prefix(prefix_of(run, 0), final)
+        check_forecast(prefix_of(run, 0), final)
     with pytest.raises(ValueError, match="one snapshot"):
         observe(prefix_of(run, 0))
     with pytest.raises(ValueError, match="horizon: expected a step beyond"):
-        check_prefix(prefix, horizon_at(run, 8))
+        check_forecast(prefix, horizon_at(run, 8))
     with pytest.raises(ValueError, match="horizon: expected a step beyond"):
-        check_prefix(prefix, Horizon(*(jnp.float32(0) for _ in range(3))))
+        check_forecast(prefix, Horizon(*(jnp.float32(0) for _ in range(3))))
     with pytest.raises(ValueError, match="finite weights"):
-        check_prefix(prefix._replace(weights=prefix.weights.at[2, 1].set(jnp.nan)), final)
+        check_forecast(prefix._replace(weights=prefix.weights.at[2, 1].set(jnp.nan)), final)
     with pytest.raises(ValueError, match="no layout"):
-        check_prefix(prefix._replace(layout=None), final)
+        check_forecast(prefix._replace(layout=None), final)
     with pytest.raises(ValueError, match="no layout"):
-        check_prefix(prefix._replace(layout=None), final, [Layout(("w",), ((7,),))])
-    assert check_prefix(prefix._replace(layout=None), final, [prefix.layout]).layout == prefix.layout
+        check_forecast(prefix._replace(layout=None), final, [Layout(("w",), ((7,),))])
+    assert check_forecast(prefix._replace(layout=None), final, [prefix.layout])[0].layout == prefix.layout
     with pytest.raises(ValueError, match="layout describes 7 weights"):
-        check_prefix(prefix._replace(layout=Layout(("w",), ((7,),))), final)
+        check_forecast(prefix._replace(layout=Layout(("w",), ((7,),))), final)
 
 
 def test_what_is_withheld_is_not_seen():

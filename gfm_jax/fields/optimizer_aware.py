@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Context, Horizon
 
-__all__ = ["Coefficients", "FieldParams", "Move", "features", "init_field", "mix", "move"]
+__all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "features", "init_field", "mix", "move"]
 
 BOUND = 8.0  # standardised features are cut off here: what was never seen in training must not run away
 
@@ -76,7 +76,8 @@ class _DenseOfTwo(nn.Module):
         num_shared, num = shared.shape[-1], shared.shape[-1] + own.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (num, self.width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
-        return of_weights(shared @ kernel[:num_shared] + bias) + own @ kernel[num_shared:]
+        shared = shared @ kernel[:num_shared] + jnp.expand_dims(bias, tuple(range(shared.ndim - 1)))
+        return of_weights(shared) + own @ kernel[num_shared:]
 
 
 def features(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
@@ -91,11 +92,20 @@ def features(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Floa
 
 
 def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]:
-    """How far `then` lies ahead of `now`: in steps, in the sum of learning rates, and in the rate itself."""
-    steps, time = then.step / now.step, then.time / now.time
+    """How far `then` lies ahead of `now`: in steps, in the sum of learning rates, and in the rate itself.
+
+    Ratios to a time or a rate of 0 are cut off: at 1e6 and 1e3.
+    """
+    steps, time = then.step / now.step, _ratio(then.time, now.time, 1e6)
     mean_rate = (then.time - now.time) / jnp.maximum(then.step - now.step, 1)
-    rates = [rate / jnp.maximum(now.learning_rate, 1e-12) for rate in (then.learning_rate, mean_rate)]
-    return jnp.stack([jnp.log(steps), jnp.log(time), time - 1, *rates], axis=-1)
+    rates = [_ratio(rate, now.learning_rate, 1e3) for rate in (then.learning_rate, mean_rate)]
+    return jnp.stack([jnp.log(steps), jnp.log(jnp.maximum(time, 1e-6)), time - 1, *rates], axis=-1)
+
+
+def _ratio(a, b, most):
+    """a / b, at most `most`; 1 where both are 0."""
+    floored = jnp.maximum(b, a / most)
+    return jnp.where(floored > 0, a / jnp.where(floored > 0, floored, 1), 1)
 
 
 def mix(
@@ -128,9 +138,15 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     of_weights = (lambda part: part[context.segment]) if whole_run else lambda part: part
     shared, own = features(head, step)
     num_shared = shared.shape[-1]
+    if num_shared + own.shape[-1] != len(params.shift):
+        raise ValueError(
+            f"params: expected those of a field of {num_shared + own.shape[-1]} features, as a {head!r} head has them, "
+            f"got {len(params.shift)}: the field was fitted with another head"
+        )
     shared = _standardised(shared, params.shift[:num_shared], params.spread[:num_shared])
     own = _standardised(own, params.shift[num_shared:], params.spread[num_shared:])
     num_outputs = params.network["params"]["output"]["bias"].shape[-1]
+    check_widths(widths, params)
     network = Coefficients(num_outputs - 2, widths)
     if head == "coordinate":
         coefficients = network.apply(params.network, shared, own, of_weights)
@@ -139,8 +155,17 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     return mix(coefficients, step, of_weights if whole_run else None), of_weights(coefficients[..., -1])
 
 
+def check_widths(widths: Sequence[int], params: FieldParams) -> None:
+    """Raises ValueError for parameters of a field with other hidden layers than these."""
+    layers = params.network["params"]
+    found = tuple(layers[f"hidden_{i}"]["bias"].shape[-1] for i in range(len(layers) - 1))
+    if found != tuple(widths):
+        raise ValueError(f"params: expected a field of widths {tuple(widths)}, got one that was fitted with {found}")
+
+
 def _standardised(known, shift, spread):
-    return jnp.clip((known - shift) / spread, -BOUND, BOUND)
+    lead = (None,) * (known.ndim - 1)
+    return jnp.clip((known - shift[lead]) / spread[lead], -BOUND, BOUND)
 
 
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from gfm_jax.trajectories import log_of_loss
+
 __all__ = ["function_space_loss", "laplace_nll", "relative_huber", "relative_l1", "relative_squared_error"]
 
 
@@ -32,8 +34,9 @@ def laplace_nll(log_scale, error) -> Float[Array, ""]:
 
 
 def relative_squared_error(forecast, origin, target) -> Float[Array, ""]:
-    r"""Squared error in units of persistence's: |forecast - target|^2 / |origin - target|^2."""
-    return jnp.sum((forecast - target) ** 2) / jnp.maximum(jnp.sum((origin - target) ** 2), 1e-24)
+    r"""Squared error in units of persistence's: |forecast - target|^2 / |origin - target|^2; 0 for a run at rest."""
+    moved = jnp.sum((origin - target) ** 2)
+    return jnp.where(moved > 0, jnp.sum((forecast - target) ** 2) / jnp.where(moved > 0, moved, 1), 0)
 
 
 def function_space_loss(
@@ -44,11 +47,13 @@ def function_space_loss(
     .. math:: \log \frac{L(\hat w) + \epsilon}{L(w_n) + \epsilon} + \lambda \min(e, c), \qquad
        e = \frac{|\hat w - w_m|^2}{|w_n - w_m|^2}, \quad \epsilon = 10^{-3}
 
+    with the logarithm continued to losses below zero, as `log_of_loss` has it; a run at rest, w_n = w_m, has no e.
+
     Args:
       loss: `weights [dim] -> scalar`, on data that the run was not trained on.
       forecast, origin, target: forecast, last observed and true weights, [dim].
       weight: lambda; 0 trusts the loss alone, and gives up the weights.
       ceiling: c, beyond which a run no longer pulls on the weights.
     """
-    ratio = jnp.log(loss(forecast) + 1e-3) - jax.lax.stop_gradient(jnp.log(loss(origin) + 1e-3))
+    ratio = log_of_loss(loss(forecast), 1e-3) - jax.lax.stop_gradient(log_of_loss(loss(origin), 1e-3))
     return ratio + weight * jnp.minimum(relative_squared_error(forecast, origin, target), ceiling)

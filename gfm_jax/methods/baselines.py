@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Trajectory
 from gfm_jax.losses import relative_l1
-from gfm_jax.trajectories import check_prefix, cut_all, line_weights
+from gfm_jax.methods.forecaster import forecaster_of, nothing_to_fit
+from gfm_jax.trajectories import cut_all, from_first_motion, line_weights
 
 __all__ = [
     "dmd",
@@ -26,11 +27,7 @@ __all__ = [
     "sqrt_time",
 ]
 
-
-def nothing_to_fit(key, runs, losses=None, **_):
-    del key, runs, losses
-    return ()
-
+ROUNDING = 1e-6  # of the square of the leading mode
 
 # --- combinations of saves: w(m) = sum_k a_k w_k ----------------------------------------------------------------------
 
@@ -40,13 +37,12 @@ def _combination(weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, 
 
     def forecast(params, prefix, horizon):
         del params
-        prefix = check_prefix(prefix, horizon, ())
         # Relative to the last save, so that float32 keeps the digits of small differences.
         origin = prefix.weights[-1].astype(jnp.float32)
-        moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin)
+        moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin[None])
         return Forecast(origin + moved)
 
-    return Forecaster(nothing_to_fit, forecast)
+    return forecaster_of(nothing_to_fit, forecast)
 
 
 def persistence() -> Forecaster:
@@ -90,7 +86,7 @@ def sqrt_time(clock: str = "time") -> Forecaster:
 
 
 def _last(prefix, num_last):
-    num_last = num_last if num_last >= 1 else round(num_last * len(prefix.step))
+    num_last = num_last if num_last >= 1 else max(round(num_last * len(prefix.step)), 1)
     recent = jnp.arange(len(prefix.step)) >= len(prefix.step) - num_last
     return recent / recent.sum()
 
@@ -99,9 +95,9 @@ def _line(prefix, horizon, scale, clock, start):
     if clock not in ("time", "step"):
         raise ValueError(f"clock: expected 'time' or 'step', got {clock!r}")
     seen, then = getattr(prefix, clock).astype(jnp.float32), getattr(horizon, clock)
-    seen = jnp.maximum(seen, seen[1])  # the logarithm of time 0 is left out
+    seen = from_first_motion(seen, jnp.ones(len(seen), bool))  # the logarithm of time 0 is left out
     inside = (prefix.step >= start * prefix.step[-1]).astype(jnp.float32)
-    return line_weights(scale(seen), inside) * (scale(then) - scale(seen[-1]))
+    return line_weights(scale(seen), inside) * (scale(jnp.maximum(then, seen[-1])) - scale(seen[-1]))
 
 
 # --- modes of the motion: the same, with weights on the saves that depend on their Gram matrix ------------------------
@@ -115,9 +111,8 @@ def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaste
 
     def forecast(params, prefix, horizon):
         del params
-        prefix = check_prefix(prefix, horizon, ())
         weights = prefix.weights.astype(jnp.float32)
-        moved, sizes = weights - weights[-1], prefix.layout.sizes if per_tensor else (weights.shape[-1],)
+        moved, sizes = weights - weights[-1][None], prefix.layout.sizes if per_tensor else (weights.shape[-1],)
         starts = itertools.accumulate(sizes[:-1], initial=0)
         parts = [moved[:, start : start + size] for start, size in zip(starts, sizes, strict=True)]
         grams = jnp.stack([part @ part.T for part in parts])
@@ -125,20 +120,21 @@ def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaste
         ahead = jnp.concatenate([row @ part for row, part in zip(rows, parts, strict=True)])
         return Forecast(weights[-1] + ahead)
 
-    return Forecaster(nothing_to_fit, forecast)
+    return forecaster_of(nothing_to_fit, forecast)
 
 
 def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:
     """How many saves ahead the horizon lies, at the mean spacing of those observed."""
-    return (horizon.step - prefix.step[-1]) * (len(prefix.step) - 1) / prefix.step[-1]
+    return (horizon.step - prefix.step[-1]) * (len(prefix.step) - 1) / (prefix.step[-1] - prefix.step[0])
 
 
 def _modes(gram: Float[Array, "saves saves"], rank: int):
     """Coordinates of a motion on its leading modes, [saves, rank], and the modes as weights on the saves, [rank, saves]."""
     values, vectors = jnp.linalg.eigh(gram)
-    values, vectors = jnp.maximum(values[::-1][:rank], 0), vectors[:, ::-1][:, :rank]
-    coordinates = vectors * jnp.sqrt(values)
-    return coordinates, (vectors / jnp.maximum(jnp.sqrt(values), 1e-12)).T * (values > 1e-12)[:, None]
+    values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+    kept = values > ROUNDING * values[0]  # the others are rounding, and none of a run at rest
+    sizes = jnp.sqrt(jnp.where(kept, values, 0))[None]
+    return vectors * sizes, jnp.where(kept[None], vectors / jnp.where(kept[None], sizes, 1), 0).T
 
 
 def exponential(rank: int = 3) -> Forecaster:
@@ -151,7 +147,8 @@ def exponential(rank: int = 3) -> Forecaster:
     def weights_of_saves(gram, prefix, horizon):
         coordinates, modes = _modes(gram, rank)
         steps = jnp.diff(coordinates, axis=0)
-        factor = (steps[1:] * steps[:-1]).sum(0) / jnp.maximum((steps[:-1] ** 2).sum(0), 1e-12)
+        squares = (steps[:-1] ** 2).sum(0)
+        factor = (steps[1:] * steps[:-1]).sum(0) / jnp.where(squares > 0, squares, 1)
         factor = jnp.clip(factor, 0.0, 0.999)
         return (steps[-1] * factor * (1 - factor ** _saves_ahead(prefix, horizon)) / (1 - factor)) @ modes
 
@@ -162,7 +159,7 @@ def rank1() -> Forecaster:
     """The leading mode of the displacements since w_0, continued along a least-squares line (RELEX, arXiv 2605.21468)."""
 
     def weights_of_saves(gram, prefix, horizon):
-        since_start = jnp.eye(len(gram)) - jnp.eye(len(gram))[0]
+        since_start = jnp.eye(len(gram)) - jnp.eye(len(gram))[:1]
         coordinates, modes = _modes(since_start @ gram @ since_start.T, 1)
         slope = line_weights(prefix.step.astype(jnp.float32), jnp.ones(len(gram))) @ coordinates[:, 0]
         return slope * (horizon.step - prefix.step[-1]) * modes[0] @ since_start
@@ -182,27 +179,40 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
 
     def weights_of_saves(gram, prefix, horizon):
         inside = (prefix.step >= start * prefix.step[-1]).astype(gram.dtype)
-        centre = inside[:, None] * (jnp.eye(len(gram)) - inside / inside.sum())
+        centre = inside[:, None] * (jnp.eye(len(gram)) - (inside / inside.sum())[None])
         coordinates, modes = _modes(centre @ gram @ centre.T, min(rank, len(gram) - 1))
         before, after, pair = coordinates[:-1], coordinates[1:], (inside[:-1] * inside[1:])[:, None]
         mean_before, mean_after = ((pair * c).sum(0) / jnp.maximum(pair.sum(), 1) for c in (before, after))
-        deviation = pair * (before - mean_before)
+        deviation = pair * (before - mean_before[None])
         square = deviation.T @ deviation
-        ridge = (1e-6 * jnp.trace(square) + 1e-12) * jnp.eye(len(square))
-        operator = jnp.linalg.solve(square + ridge, deviation.T @ (after - mean_after))
+        trace = jnp.trace(square)
+        ridge = jnp.where(trace > 0, 1e-6 * trace, 1) * jnp.eye(len(square))
+        operator = jnp.linalg.solve(square + ridge, deviation.T @ (after - mean_after[None]))
         power = jax.lax.fori_loop(0, 6, lambda _, power: power @ power, operator)
         operator = operator / jnp.maximum(jnp.linalg.norm(power) ** (1 / 64), 1.0)
-        num_ahead = _saves_ahead(prefix, horizon)
-
-        def walk(k, c):
-            share = jnp.clip(num_ahead - k, 0, 1)  # an incomplete last save counts in part
-            return c + share * ((c - mean_before) @ operator + mean_after - c)
-
-        last = coordinates[-1]
-        end = jax.lax.fori_loop(0, jnp.ceil(num_ahead).astype(jnp.int32), walk, last)
+        last, num_ahead = coordinates[-1], _saves_ahead(prefix, horizon)
+        whole = _affine_power(operator, mean_after - mean_before @ operator, jnp.floor(num_ahead))
+        end = whole(last)
+        share = num_ahead - jnp.floor(num_ahead)  # an incomplete last save counts in part
+        end = end + share * ((end - mean_before) @ operator + mean_after - end)
         return (end - last) @ modes @ centre
 
     return _modal(weights_of_saves, per_tensor=True)
+
+
+def _affine_power(operator: Float[Array, "rank rank"], shift: Float[Array, " rank"], count: Float[Array, ""]):
+    """The map c -> c A + b applied `count` times, by squaring: in 30 steps, however many times."""
+    rank = len(shift)
+    step = jnp.eye(rank + 1).at[:rank, :rank].set(operator).at[rank, :rank].set(shift)  # (c, 1) -> (c A + b, 1)
+    times = jnp.minimum(count, 2.0**30).astype(jnp.int32)
+
+    def square(k, carry):
+        found, power = carry
+        found = jnp.where((times >> k) & 1, found @ power, found)
+        return found, power @ power
+
+    found, _ = jax.lax.fori_loop(0, 31, square, (jnp.eye(rank + 1), step))
+    return lambda c: c @ found[:rank, :rank] + found[rank, :rank]
 
 
 # --- a fitted pair of numbers -----------------------------------------------------------------------------------------
@@ -217,34 +227,37 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     2505.02714; the errors of each run are relative to how far it moved). One weight in `every` is used in the regression.
     """
 
-    def fit(key, runs, losses=None, **_):
-        del key, losses
-        if not runs:
-            raise ValueError("runs: expected at least one batch of runs, got none")
-        parts = [_examples(tuple(fractions), every, windows) for windows in cut_all(runs, fractions)]
+    fractions = tuple(fractions)
+    if every < 1:
+        raise ValueError(f"every: expected one weight in 1 or more, got {every}")
+
+    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None):
+        del key, losses, folder, mesh, progress
+        parts = [_examples(fractions, every, windows) for windows in cut_all(runs, fractions)]
         since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
 
     def forecast(params, prefix, horizon):
-        prefix = check_prefix(prefix, horizon, ())
         nearest = jnp.argmin(jnp.abs(prefix.step[-1] / horizon.step - jnp.array(fractions)))
         first, last = prefix.weights[0].astype(jnp.float32), prefix.weights[-1].astype(jnp.float32)
         a, b = params[nearest]
         return Forecast(last + a * (last - first) + b * last)
 
-    return Forecaster(fit, forecast)
+    return forecaster_of(fit, forecast)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _examples(fractions, every, windows):
     """(since the start, origin, moved, index of the fraction) of weights of all windows, in units of how far each run moved."""
     share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
-    nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)), axis=1)
+    nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)[None]), axis=1)
     part = slice(None, None, every)
     origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
     moved = windows.weights[windows.run, -1, part] - origin
     size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
-    rows = [(row / size).ravel() for row in (origin - first, origin, moved)]
+    rows = [
+        jnp.where(size > 0, row / jnp.where(size > 0, size, 1), 0).ravel() for row in (origin - first, origin, moved)
+    ]
     return *rows, jnp.broadcast_to(nearest[:, None], moved.shape).ravel()
 
 

@@ -25,7 +25,8 @@ def choose(
       The weights chosen, their index, and the number of forward passes spent: one a candidate.
     """
     losses = jax.vmap(loss)(candidates)
-    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+    finite = jnp.isfinite(losses) & jnp.isfinite(candidates).all(axis=1)
+    best = jnp.argmin(jnp.where(finite, losses, jnp.finfo(losses.dtype).max))
     return candidates[best], best, len(candidates)
 
 
@@ -33,4 +34,4 @@ def line_search(
     origin: Float[Array, " dim"], forecast: Float[Array, " dim"], shares: tuple[float, ...]
 ) -> Float[Array, "shares dim"]:
     """Candidates on the way from the last observed weights to a forecast, and beyond it."""
-    return origin + jnp.array(shares)[:, None] * (forecast - origin)
+    return origin[None] + jnp.array(shares)[:, None] * (forecast - origin)[None]

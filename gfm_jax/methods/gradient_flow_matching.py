@@ -11,13 +11,15 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.checks import check_choices
-from gfm_jax.fields import FieldParams, Move, init_field
+from gfm_jax.compiling import quick_jit
+from gfm_jax.fields import FieldParams, Move, check_widths, init_field
+from gfm_jax.methods.forecaster import forecaster_of
 from gfm_jax.methods.gradient_flow_objectives import draw_moves, function_space, weight_space
 from gfm_jax.methods.gradient_flow_recipe import OBJECTIVES, Recipe, run_displacement
 from gfm_jax.methods.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.pytrees import map_rows
 from gfm_jax.training import fit as minimise
-from gfm_jax.trajectories import NUM_KRYLOV, Windows, check_prefix, cut_all, horizon_at, observe
+from gfm_jax.trajectories import NUM_KRYLOV, Windows, cut_all, horizon_at, observe
 
 __all__ = ["Params", "calibrate", "forecast_windows", "gradient_flow_matching"]
 
@@ -56,27 +58,48 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
       objective in function space needs them. Runs for calibration are surveyed by the loss of the batch of their layout.
 
     Raises:
-      ValueError: for an unknown objective, head or choice, or without hidden layers.
+      ValueError: for an unknown objective, head or choice, numbers out of range, or without hidden layers; in `fit` where no
+        run is left that is sound, for losses of another number, or for `start` of another width; in `forecast` as
+        `trajectories.check_forecast`. In `fit` runs that are not sound are left out, with a warning that names them.
 
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description; the flow map and function-space
     objectives, the context and the heads are this library's.
     """
     check_choices(Recipe, choices)
-    recipe = Recipe(objective, **choices)
+    recipe = _hashable(Recipe(objective, **choices))
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not recipe.widths:
         raise ValueError("widths: expected those of at least one hidden layer, got none")
     if recipe.head not in ("coordinate", "tensor"):
         raise ValueError(f"head: expected 'coordinate' or 'tensor', got {recipe.head!r}")
-    return Forecaster(functools.partial(_fit, recipe), functools.partial(_forecast, recipe))
+    _check_numbers(recipe)
+    return forecaster_of(
+        functools.partial(_fit, recipe), functools.partial(_forecast, recipe), lambda params: params.layouts
+    )
+
+
+def _hashable(recipe):
+    """Lists as tuples: a recipe is a key of what is compiled."""
+    as_tuple = lambda value: tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+    return Recipe(*(as_tuple(value) for value in recipe))
+
+
+def _check_numbers(recipe):
+    for name in ("num_steps", "batch_size", "function_steps", "function_runs", "solver_steps"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(recipe, name)}")
+    for name in ("share_now", "share_final"):
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(recipe, name)}")
+    if not 0 < recipe.coverage < 1:
+        raise ValueError(f"coverage: expected a share in (0, 1), got {recipe.coverage}")
 
 
 # --- forecasts --------------------------------------------------------------------------------------------------------
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
-    prefix = check_prefix(prefix, horizon, params.layouts)
     if prefix.landscape is not None:  # what was fitted without must not see one
         prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
     context = observe(prefix)
@@ -130,13 +153,12 @@ def _fit(
     progress: str | None = None,
 ) -> Params:
     in_function_space = recipe.objective == "function_space"
-    if (in_function_space or losses is not None) and len(losses or ()) != len(runs):
-        raise ValueError(
-            f"losses: expected one for each of the {len(runs)} batches of runs, got {losses and len(losses)}"
-        )
+    losses = (losses,) if callable(losses) else losses
+    if in_function_space and not losses:
+        raise ValueError(f"losses: expected one for each batch of runs, for a fit in function space, got {losses}")
     windows = cut_all(runs, recipe.fractions, recipe.withheld, losses)
     key_init, key_fit, key_function = jax.random.split(key, 3)
-    layouts = tuple(dict.fromkeys(part.layout for part in runs))
+    layouts = tuple(dict.fromkeys(part.layout for part in windows))
     options = {"mesh": mesh, "progress": progress}
     if start is None:
         field = _init(_of_start(recipe), key_init, windows)
@@ -147,6 +169,7 @@ def _fit(
         ).params
     else:
         field = start.field
+        check_widths(recipe.widths, field)
     if in_function_space:
         sample, loss, optimizer = function_space(recipe, tuple(losses))
         in_folder = None if folder is None else f"{folder}/function_space"
@@ -155,10 +178,12 @@ def _fit(
         ).params
     surveyed = max(float(_any_landscape(part.context.directions)) for part in windows)
     params = Params(field, None, layouts, surveyed)
-    if not calibration:
+    if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params
-    loss_of = {} if losses is None else dict(zip((part.layout for part in runs), losses, strict=True))
-    held_out = cut_all(calibration, recipe.fractions, losses=[loss_of.get(part.layout) for part in calibration])
+    calibration = [calibration] if isinstance(calibration, Trajectory) else list(calibration)
+    loss_of = {} if losses is None else dict(zip((part.layout for part in windows), losses, strict=True))
+    loss_of = [loss_of.get(part.layout) for part in calibration]
+    held_out = cut_all(calibration, recipe.fractions, losses=loss_of, name="calibration")
     return calibrate(recipe, params, held_out, [np.arange(len(part.run)) for part in held_out])[0]
 
 
@@ -174,11 +199,13 @@ def _any_landscape(directions):
 
 
 # Looked at once: it would take longer to optimise than to run.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init(recipe, key, windows):
     key_network, key_example = jax.random.split(key)
     example = draw_moves(recipe, key_example, windows)[0]  # jumps: what every objective is asked for in the end
     return init_field(key_network, recipe.head, recipe.widths, example)
+
+
+_init = quick_jit(_init, static_argnums=0)
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

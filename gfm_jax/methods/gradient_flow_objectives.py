@@ -12,7 +12,14 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Context, Horizon
 from gfm_jax.fields import FieldParams, Move, move
 from gfm_jax.losses import flow_matching_loss, function_space_loss, lagrangian, laplace_nll, relative_huber
-from gfm_jax.methods.gradient_flow_recipe import Recipe, clock, displacement, run_displacement, solved_displacement
+from gfm_jax.methods.gradient_flow_recipe import (
+    Recipe,
+    clock,
+    displacement,
+    log_time,
+    run_displacement,
+    solved_displacement,
+)
 from gfm_jax.paths import interpolate, linear
 from gfm_jax.trajectories import Windows, draw_pairs, draw_windows
 
@@ -60,10 +67,11 @@ def weight_space(recipe: Recipe) -> Objective:
     def self_distilled_loss(field, key, batch):
         (step, path, weight), (off, slope, weight_off), (jumps, x_t, _) = batch
         # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
-        velocity = move(recipe.head, recipe.widths, field, step)[0] * step.now.time / step.t.time
+        velocity = move(recipe.head, recipe.widths, field, step)[0] * (1 - clock(step.now, step.t))
         residual = jax.vmap(functools.partial(lagrangian_residual, recipe, field))(off, slope)
         # The error of the displacement, were the residual the same all the way from s to t.
-        distilled = relative_huber(jnp.log(off.t.time / off.s.time) * residual, 0.0, weight_off)
+        log_ratio = log_time(off.now, off.t) - log_time(off.now, off.s)
+        distilled = relative_huber(log_ratio * residual, 0.0, weight_off)
         forecast, log_error = displacement(recipe, field, jumps)
         error = jax.lax.stop_gradient(forecast - x_t)
         along = relative_huber(velocity, path.dx_t, weight)
@@ -139,19 +147,25 @@ def _draw_path_and_jumps(recipe, key, windows):
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
-    clock_speed = jnp.maximum((pairs.t.time - pairs.s.time) / between.time, 1e-12)  # 0 at a rate of 0: nothing moves
+    elapsed = pairs.t.time - pairs.s.time
+    still = elapsed <= 1e-9 * pairs.t.time  # at a rate of 0 nothing moves, and no velocity is defined
+    clock_speed = jnp.where(still, 1, elapsed / jnp.maximum(between.time, 1e-30))
+    weight = jnp.where(still, 0, pairs.weight)
     near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
     step = Move(pairs.context, pairs.now, between, between, near)
     jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
-    return (step, path._replace(dx_t=path.dx_t / clock_speed), pairs.weight), jumps
+    return (step, path._replace(dx_t=path.dx_t / clock_speed), weight), jumps
 
 
 def lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array, ""]:
     """d/dt X_{s,t} - v_{t,t}(X_{s,t}), for one coordinate, in the clock log(time)."""
     mean_velocity = lambda step: move(recipe.head, recipe.widths, field, step)[0]
 
+    # Where all rates were 0 until now the flow's clock begins at t instead.
+    now = off.now._replace(time=jnp.where(off.now.time > 0, off.now.time, off.t.time))
+
     def moment(c):  # at which the flow's clock shows c, on the run's own schedule
-        time = off.now.time / (1 - c)
+        time = now.time / (1 - c)
         step, rate = (
             at + (time - off.t.time) * per
             for at, per in ((off.t.step, slope.step), (off.t.learning_rate, slope.learning_rate))
@@ -160,8 +174,8 @@ def lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array
 
     v = lambda s, t, x: mean_velocity(off._replace(t=moment(t), x_s=x[0]))[None]
     teacher = lambda t, x: mean_velocity(off._replace(s=moment(t), t=moment(t), x_s=x[0]))[None]
-    s, t = clock(off.now, off.s), clock(off.now, off.t)
-    return lagrangian(v, s, t, off.x_s[None], teacher=teacher)[0] * off.now.time / off.t.time
+    s, t = clock(now, off.s), clock(now, off.t)
+    return lagrangian(v, s, t, off.x_s[None], teacher=teacher)[0] * (1 - t)
 
 
 def _draw_path_moves_and_jumps(recipe, key, windows):
@@ -170,8 +184,11 @@ def _draw_path_moves_and_jumps(recipe, key, windows):
     pairs = _draw_pairs(key_moves, windows, recipe.batch_size // 3, recipe.share_now, recipe.share_final)
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.before, pairs.t)
-    elapsed = jnp.maximum(pairs.t.time - pairs.before.time, 1e-12)  # 0 at a learning rate of 0, where nothing moves
-    slope = jax.tree.map(lambda a, b: (b - a) / elapsed, pairs.before, pairs.t)
+    elapsed = pairs.t.time - pairs.before.time
+    still = elapsed <= 1e-6 * pairs.t.time  # at a rate of 0: steps and rates have no slope in time
+    slope = jax.tree.map(
+        lambda a, b: jnp.where(still, 0, (b - a) / jnp.where(still, 1, elapsed)), pairs.before, pairs.t
+    )
     off = Move(pairs.context, pairs.now, pairs.s, between, pairs.x_s)
     path, jumps = _draw_path_and_jumps(recipe, key_path, windows)
     return path, (off, slope, pairs.weight), jumps

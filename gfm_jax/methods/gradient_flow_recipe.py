@@ -64,8 +64,13 @@ class Recipe(NamedTuple):
 
 
 def clock(now: Horizon, moment: Horizon) -> Float[Array, "*n"]:
-    """Flow time: 0 at the last observed save, 1 in the far future."""
-    return 1 - now.time / moment.time
+    """Flow time: 0 at the last observed save, 1 in the far future; 0 as long as all rates were 0."""
+    return 1 - jnp.where(moment.time > 0, now.time / jnp.where(moment.time > 0, moment.time, 1), 1)
+
+
+def log_time(now: Horizon, moment: Horizon) -> Float[Array, "*n"]:
+    """The clock of velocities, finite also where the rates were 0 until now."""
+    return jnp.log(jnp.maximum(moment.time, jnp.maximum(1e-6 * now.time, 1e-30)))
 
 
 def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
@@ -77,13 +82,17 @@ def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Float[
 def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Float[Array, "*n"]:
     """Displacement at t by an ODE solver, in the clock log(time) and in units of the context's scale; steps and rates
     between the two moments are taken as linear in time."""
+    import diffrax  # on first use: it takes half a second
+
+    elapsed = step.t.time - step.s.time
+    start, end = (log_time(step.now, moment) for moment in (step.s, step.t))
 
     def velocity(log_time, x):
-        share = (jnp.exp(log_time) - step.s.time) / (step.t.time - step.s.time)
+        share = (jnp.exp(log_time) - step.s.time) / jnp.where(elapsed > 0, elapsed, 1)
         moment = jax.tree.map(lambda a, b: a + share * (b - a), step.s, step.t)
         return move(recipe.head, recipe.widths, field, step._replace(s=moment, t=moment, x_s=x))[0]
 
-    x_t, _ = solve_flow(velocity, step.x_s, jnp.log(step.s.time), jnp.log(step.t.time), num_steps=recipe.solver_steps)
+    x_t, _ = solve_flow(velocity, step.x_s, start, end, num_steps=recipe.solver_steps, solver=diffrax.Heun())
     return x_t
 
 

@@ -36,12 +36,14 @@ def conformal(
       coverage: the share to be covered, in (0, 1).
 
     Raises:
-      ValueError: for a coverage outside (0, 1), or without any forecast.
+      ValueError: for a coverage outside (0, 1), without any forecast, or for errors that are not finite.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage: expected a share in (0, 1), got {coverage}")
     if not len(ratios):
         raise ValueError("ratios: expected those of at least one forecast to calibrate on, got none")
+    if bad := [i for i, ratio in enumerate(ratios) if not np.isfinite(ratio).all()]:
+        raise ValueError(f"ratios: expected finite errors, got others of the forecasts {', '.join(map(str, bad[:8]))}")
     groups = [None] * len(ratios) if groups is None else groups
     cells = {}
     for ratio, distance, group in zip(ratios, ahead, groups, strict=True):

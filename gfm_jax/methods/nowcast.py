@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Forecast, Forecaster
 from gfm_jax.losses import relative_l1
+from gfm_jax.methods.forecaster import forecaster_of
 from gfm_jax.networks import LSTM, MLP, Transformer
 from gfm_jax.training import fit as minimise
-from gfm_jax.trajectories import check_prefix, cut_all, draw_pairs, observe
+from gfm_jax.trajectories import cut_all, draw_pairs, observe
 
 __all__ = ["introspection", "lstm", "transformer", "wnn"]
 
@@ -97,11 +98,14 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
     Lengths are in units of how far the weight's tensor has lately moved, errors relative to how far the run moved: the same
     units and the same loss as the fields of this library have.
     """
+    for name in ("num_points", "num_steps", "batch_size"):
+        if getattr(schooling, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(schooling, name)}")
     points = functools.partial(past_saves, num_points=schooling.num_points)
 
     def sample(key, windows):
         keys = jax.random.split(key, len(windows))
-        num = schooling.batch_size // len(windows)
+        num = max(schooling.batch_size // len(windows), 1)
         parts = []
         for key, part in zip(keys, windows, strict=True):
             pairs = draw_pairs(key, part, num, 1.0, 0.5)
@@ -121,7 +125,7 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         optax.adam(optax.cosine_decay_schedule(schooling.peak_rate, schooling.num_steps)),
     )
 
-    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None, **_):
+    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None):
         del losses
         key_init, key_fit = jax.random.split(key)
         windows = cut_all(runs, schooling.fractions)
@@ -130,12 +134,11 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         return minimise(key_fit, loss, params, windows, sample, optimizer, schooling.num_steps, **options).params
 
     def forecast(params, prefix, horizon):
-        prefix = check_prefix(prefix, horizon, ())
         weights = prefix.weights.astype(jnp.float32)
         unit = observe(prefix).scale
         saves = points(prefix.step.astype(jnp.float32), len(prefix.step) - 1)
-        past = ((weights[saves] - weights[-1]) / unit).T  # [dim, num_points], in units
+        past = ((weights[saves] - weights[-1][None]) / unit[None]).T  # [dim, num_points], in units
         ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)
         return Forecast(weights[-1] + unit * jnp.asarray(network.apply(params, past, ahead)))
 
-    return Forecaster(fit, forecast)
+    return forecaster_of(fit, forecast)

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import Forecast, Forecaster, OptimizerField
-from gfm_jax.methods.baselines import nothing_to_fit
+from gfm_jax.methods.forecaster import forecaster_of, nothing_to_fit
 from gfm_jax.solve import solve_flow
-from gfm_jax.trajectories import check_prefix
 
 __all__ = ["optimizer_flow"]
 
@@ -25,15 +24,16 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
 
     Returns:
       A forecaster with nothing to fit. Its prefix must hold mean weights, gradients, the learning rate (taken to stay what
-      it is) and the optimizer's slots.
+      it is; where it is 0, to be the mean rate until the horizon) and the optimizer's slots.
 
     Raises:
       ValueError: where the prefix lacks one of these.
     """
 
     def forecast(params, prefix, horizon):
+        import diffrax  # on first use: it takes half a second
+
         del params
-        prefix = check_prefix(prefix, horizon, ())
         parts = {
             "mean_weights": prefix.mean_weights,
             "gradient": prefix.gradient,
@@ -46,17 +46,21 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
         steps = jnp.diff(prefix.step)[:, None]
         points = prefix.mean_weights[1:] - jnp.diff(prefix.weights, axis=0) / steps  # means before the updates
         center, mean = points.mean(0), prefix.gradient[1:].mean(0)
-        moved, changed = points - center, prefix.gradient[1:] - mean
+        moved, changed = points - center[None], prefix.gradient[1:] - mean[None]
         curvature = (moved * changed).sum() / jnp.maximum((moved**2).sum(), 1e-30)
         correction, *_ = jnp.linalg.lstsq(moved, changed - curvature * moved, rcond=1e-4)
         gradient = lambda w: mean + curvature * (w - center) + (w - center) @ correction
 
+        ahead = (horizon.time - prefix.time[-1]) / jnp.maximum(horizon.step - prefix.step[-1], 1)
+        rate = jnp.where(prefix.learning_rate[-1] > 0, prefix.learning_rate[-1], jnp.maximum(ahead, 1e-12))
+
         def velocity(time, point):
             weights, state = point
-            return field.velocity(time, weights, state, gradient(weights), prefix.learning_rate[-1])
+            return field.velocity(time, weights, state, gradient(weights), rate)
 
         start = (prefix.weights[-1], {name: slot[-1] for name, slot in slots.items()})
-        (weights, _), _ = solve_flow(velocity, start, prefix.time[-1], horizon.time, num_steps=num_steps)
+        options = {"num_steps": num_steps, "solver": diffrax.Heun()}
+        (weights, _), _ = solve_flow(velocity, start, prefix.time[-1], horizon.time, **options)
         return Forecast(weights)
 
-    return Forecaster(nothing_to_fit, forecast)
+    return forecaster_of(nothing_to_fit, forecast)

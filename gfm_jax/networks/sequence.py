@@ -47,7 +47,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x):
         positions = self.param("positions", nn.initializers.normal(0.02), (x.shape[-2], self.width))
-        x = nn.Dense(self.width, name="embed")(x) + positions
+        x = nn.Dense(self.width, name="embed")(x)
+        x = x + jnp.expand_dims(positions, tuple(range(x.ndim - 2)))
         for i in range(self.num_layers):
             x = attend(x, self.width, self.num_heads, i)
         last = nn.LayerNorm(name="norm")(jnp.take(x, -1, axis=-2))

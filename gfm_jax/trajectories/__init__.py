@@ -1,12 +1,13 @@
 """Training runs as data: recorded, cut into windows, kept on disk."""
 
-from gfm_jax.trajectories.context import DIRECTIONS, line_weights, observe
+from gfm_jax.trajectories.context import DIRECTIONS, from_first_motion, line_weights, observe
+from gfm_jax.trajectories.evidence import log_of_loss
 from gfm_jax.trajectories.landscape import NUM_KRYLOV, landscape, survey
 from gfm_jax.trajectories.recorder import PARTS, optimizer_slots, record, record_many, save_steps
 from gfm_jax.trajectories.storage import CorruptRecording, open_recording, record_to_disk, verify
+from gfm_jax.trajectories.validation import as_run, check_forecast, is_forecastable, is_traced, sound_runs
 from gfm_jax.trajectories.windows import (
     Windows,
-    check_prefix,
     cut,
     cut_all,
     draw_pairs,
@@ -24,14 +25,19 @@ __all__ = [
     "PARTS",
     "CorruptRecording",
     "Windows",
-    "check_prefix",
+    "as_run",
+    "check_forecast",
     "cut",
     "cut_all",
     "draw_pairs",
     "draw_windows",
+    "from_first_motion",
     "horizon_at",
+    "is_forecastable",
+    "is_traced",
     "landscape",
     "line_weights",
+    "log_of_loss",
     "merge",
     "observe",
     "open_recording",
@@ -42,6 +48,7 @@ __all__ = [
     "record_to_disk",
     "save_at",
     "save_steps",
+    "sound_runs",
     "survey",
     "thin",
     "verify",

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
 from gfm_jax.pytrees import segment_ids
-from gfm_jax.trajectories.evidence import TINY, Evidence, complete, evidence
+from gfm_jax.trajectories.evidence import HUGE, TINY, Evidence, complete, evidence
 from gfm_jax.trajectories.landscape import NUM_KRYLOV
 from gfm_jax.trajectories.motion import grams, lengths, log_ratio, motion, recent_steps, since
+from gfm_jax.trajectories.validation import as_run, save_index
 
 __all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
 
@@ -40,11 +41,22 @@ def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) 
       inside: 1 for the saves to fit, 0 for the others.
 
     Returns:
-      a, which sums to zero.
+      a, which sums to zero; zeros where the clock stands still.
     """
+    # Since the last save and in units of the whole stretch, so that rounding and the unit of the clock do not matter.
+    since_last = clock - clock[-1]
+    unit = jnp.max(inside * jnp.abs(since_last))
+    clock = since_last / jnp.where(unit > 0, unit, 1)
     mean = inside @ clock / jnp.maximum(inside.sum(), 1)
     centred = inside * (clock - mean)
-    return centred / jnp.maximum(centred @ centred, TINY)
+    square = centred @ centred
+    return jnp.where(square > 0, centred / jnp.where(square > 0, square * unit, 1), 0)
+
+
+def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"]) -> Float[Array, " saves"]:
+    """Times from the first positive one on, whose logarithm is finite: as long as rates are 0 nothing moves."""
+    first = jnp.where(seen & (time > 0), time, time.max()).min()
+    return jnp.maximum(time, jnp.where(first > 0, first, 1))
 
 
 def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Context:
@@ -52,7 +64,7 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
 
     Args:
       run: a run with weights and layout; whatever else was recorded helps.
-      last: index of the last observed save, at least 1; by default the run's last.
+      last: index of the last observed save, at least 1, or negative from the end; by default the run's last.
 
     Returns:
       Its context; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
@@ -60,16 +72,17 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
       not remain the measure of a run that has since come to rest.
 
     Raises:
-      ValueError: for fewer than two saves, or without weights or layout.
+      ValueError: for fewer than two saves, a batch of runs, an index that is out of range, or without weights or layout.
     """
     if run.weights is None or run.layout is None:
         raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
-    saves, dim = run.weights.shape
+    run = as_run(run)
+    if run.weights.ndim != 2:
+        raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
+    saves = len(run.weights)
     if saves < 2:
         raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
-    if run.layout.dim != dim:
-        raise ValueError(f"run: its layout describes {run.layout.dim} weights, but it has {dim}")
-    last = saves - 1 if last is None else last
+    last = save_index(saves, saves - 1 if last is None else last, least=1)
     return context(evidence(complete(run, last), last), run.layout)
 
 
@@ -91,8 +104,8 @@ def context(seen: Evidence, layout: Layout) -> Context:
     saves = jnp.concatenate(
         [
             -jax.nn.one_hot(past, len(seen.step)),
-            line_weights(jnp.log(jnp.maximum(seen.time, seen.time[1])), inside(1 / 4))[None],
-            line_weights(seen.time / seen.time[last], inside(1 / 2))[None],
+            line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))[None],
+            line_weights(seen.time / jnp.where(seen.time[last] > 0, seen.time[last], 1), inside(1 / 2))[None],
         ]
     )
     by_steps = since(saves)
@@ -102,20 +115,20 @@ def context(seen: Evidence, layout: Layout) -> Context:
     of_weights = lambda x: x[..., segment]
     gram, paced = grams(seen, layout), jnp.array(PACED)
     age, length = 1 - seen.progress[past[paced]][:, None], lengths(gram, by_steps[paced])[:, :-1]
-    pace = jnp.where(age > 0, 0.5 * length / jnp.maximum(age, TINY), jnp.inf)
+    pace = jnp.where(age > 0, 0.5 * length / jnp.maximum(age, TINY), HUGE)
     scale = jnp.maximum(pace.min(0), 1e-4 * length[0] + TINY)
     by_optimizer = jnp.concatenate([seen.optimizer[None], seen.descent[None], seen.krylov])
     of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
-    directions = jnp.concatenate([moved / of_weights(scale), of_unit_size])
+    directions = jnp.concatenate([moved / of_weights(scale)[None], of_unit_size])
 
     recent = recent_steps(seen)
     recent = recent / recent.sum()
-    noise = jnp.sqrt(recent @ (seen.steps - recent @ seen.steps) ** 2)
+    noise = jnp.sqrt(recent @ (seen.steps - (recent @ seen.steps)[None]) ** 2)
     ends = jnp.stack([seen.origin, seen.first])
     relative = jnp.stack([noise, jnp.sqrt(seen.second_moment)])
     coordinate = [
         jnp.arcsinh(directions),
-        ends / jnp.maximum(of_weights(rms(seen.origin)), TINY),
+        ends / jnp.maximum(of_weights(rms(seen.origin)), TINY)[None],
         log_ratio(relative, of_weights(rms(relative))),
         jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
     ]
@@ -124,7 +137,7 @@ def context(seen: Evidence, layout: Layout) -> Context:
         jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
         jnp.stack(of_tensors),
         _kind_and_depth(layout),
-        jnp.log(jnp.asarray(layout.sizes, jnp.float32))[:, None],
+        jnp.log(jnp.maximum(jnp.asarray(layout.sizes, jnp.float32), 1))[:, None],
     ]
     return Context(
         coordinate=jnp.concatenate(coordinate).T,
@@ -140,7 +153,8 @@ def context(seen: Evidence, layout: Layout) -> Context:
 def _means(x, layout):
     """Means over every tensor, [..., dim] -> [..., tensors]."""
     stops = np.cumsum(layout.sizes)
-    return jnp.stack([x[..., stop - size : stop].mean(-1) for size, stop in zip(layout.sizes, stops, strict=True)], -1)
+    sums = [x[..., stop - size : stop].sum(-1) / max(size, 1) for size, stop in zip(layout.sizes, stops, strict=True)]
+    return jnp.stack(sums, -1)
 
 
 def _of_units(x, layout):

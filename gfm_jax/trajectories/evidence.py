@@ -4,15 +4,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Landscape, Trajectory
 from gfm_jax.trajectories.landscape import unknown_landscape
 
-__all__ = ["TINY", "Evidence", "Record", "complete", "evidence"]
+__all__ = ["TINY", "Evidence", "Record", "bounded", "complete", "evidence", "log_of_loss"]
 
 SLOTS = ("mu", "nu", "trace")  # of the optimizer's state, under optax's names
 TINY = 1e-12
+MOST_STEPS = 1e9  # what a rate over its own mean is cut off at: no mean, where all rates so far were 0
+HUGE = 1e15  # gradients and slots are cut off here: float32 holds their squares and the sums of these
+NOT_SEEN = 2.0  # the progress of a save that was not observed: beyond every share of the prefix
 
 
 class Evidence(NamedTuple):
@@ -21,7 +25,7 @@ class Evidence(NamedTuple):
     Attributes:
       step, time: the clocks of all saves; those not seen stand still.
       seen: which saves were observed.
-      progress: share of the observed steps at each save; infinite where not seen.
+      progress: share of the observed steps at each save; 2 where not seen.
       steps: weights of a save less those of the one before it; zero where not seen.
       first, origin: the first and the last observed weights.
       average: mean over the last eighth of the prefix.
@@ -73,7 +77,7 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
     """A run, or a batch of them, in the form that all optimizers share: a program compiled for one serves the others."""
     state, one = run.state or {}, jnp.ones(run.step.shape)
     zero = jnp.zeros((*run.step.shape[:-1], run.weights.shape[-1]))
-    slots = {slot: state[slot][..., last, :].astype(jnp.float32) if slot in state else zero for slot in SLOTS}
+    slots = {slot: bounded(state[slot][..., last, :]) if slot in state else zero for slot in SLOTS}
     flags = [*(slot in state for slot in SLOTS), run.gradient is not None, run.loss is not None]
     return Record(
         step=run.step,
@@ -83,16 +87,30 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
         square=one if run.gradient is None else _mean_square(run.gradient),
         weights=run.weights,
         mean_weights=run.weights if run.mean_weights is None else run.mean_weights,
-        gradient=zero if run.gradient is None else run.gradient[..., last, :].astype(jnp.float32),
+        gradient=zero if run.gradient is None else bounded(run.gradient[..., last, :]),
         landscape=unknown_landscape(zero) if run.landscape is None else run.landscape,
         flags=jnp.broadcast_to(jnp.array(flags, jnp.float32), (*run.step.shape[:-1], len(flags))),
         **slots,
     )
 
 
+def bounded(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The same numbers in float32, cut off where their squares would overflow."""
+    return jnp.clip(x.astype(jnp.float32), -HUGE, HUGE)
+
+
+def log_of_loss(loss: Float[Array, "*shape"], floor: float) -> Float[Array, "*shape"]:
+    r"""The logarithm of a loss, for losses of any sign: increasing, finite, continuous at 0.
+
+    .. math:: \log(L + \epsilon) \; \text{for } L \ge 0, \qquad 2 \log \epsilon - \log(-L + \epsilon) \; \text{for } L < 0
+    """
+    log = jnp.log(jnp.abs(loss) + floor)
+    return jnp.where(loss >= 0, log, 2 * np.log(floor) - log)
+
+
 @jax.jit  # where called on its own: one pass over what may be large
 def _mean_square(x):
-    return (x.astype(jnp.float32) ** 2).mean(-1)
+    return (bounded(x) ** 2).mean(-1)
 
 
 def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
@@ -103,7 +121,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
     seen = jnp.arange(saves) <= last
     only_seen = lambda rows: rows if whole else jnp.where(seen[-len(rows) :, None], rows, 0)
     step, time = (jnp.where(seen, clock, clock[last]).astype(jnp.float32) for clock in (run.step, run.time))
-    progress = jnp.where(seen, step / step[last], jnp.inf)
+    progress = jnp.where(seen, step / step[last], NOT_SEEN)
     # Where they are recorded, the means over all steps of the eighth, not over its saves alone.
     eighth = seen & (step > 7 / 8 * step[last])
     has = dict(zip(SLOTS, run.flags, strict=False))
@@ -116,11 +134,12 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         steps=only_seen(jnp.diff(run.weights.astype(jnp.float32), axis=0)),
         first=run.weights[0].astype(jnp.float32),
         origin=origin,
-        average=jnp.matmul(eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32)), precision="highest")
-        - origin,
-        optimizer=-first_moment / jnp.where(has["nu"], jnp.sqrt(run.nu) + 1e-8, 1),
+        average=jnp.matmul(
+            eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32) - origin), precision="highest"
+        ),
+        optimizer=-bounded(first_moment / jnp.where(has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
-        second_moment=run.nu,
+        second_moment=jnp.maximum(run.nu, 0),
         krylov=run.landscape.krylov,
         run=_of_run(run, time, progress, last),
     )
@@ -129,7 +148,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
 def _of_run(run, time, progress, last):
     """The loss and the gradient and how they have lately changed, the learning rate against its mean, the landscape's, and
     what was recorded."""
-    log_loss = jnp.log(run.loss.astype(jnp.float32) + 1e-6)
+    log_loss = log_of_loss(bounded(run.loss), 1e-6)
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
     rate = run.rate.astype(jnp.float32)
     before = [jnp.argmin(jnp.abs(progress - share)) for share in (0.25, 0.5, 0.75, 0.875)]
@@ -139,15 +158,15 @@ def _of_run(run, time, progress, last):
     features = [
         log_loss[last],
         *(log_loss[last] - log_loss[save] for save in before),
-        jnp.where(progress <= 1, log_loss, jnp.inf).min() - log_loss[last],
+        jnp.where(progress <= 1, log_loss, log_loss[last]).min() - log_loss[last],
         levels[-1],
         *jnp.diff(levels),
-        jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, -jnp.inf).max() - levels[-1],
+        jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max() - levels[-1],
         *jnp.diff(gradients),
         log_square[last] - gradients[-1],
-        rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY),
-        landscape.known * jnp.log(landscape.loss + 1e-6),
-        landscape.known * jnp.log(jnp.mean(landscape.gradient**2) + TINY),
+        jnp.minimum(rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY), MOST_STEPS),
+        landscape.known * log_of_loss(bounded(landscape.loss), 1e-6),
+        landscape.known * jnp.log(jnp.mean(bounded(landscape.gradient) ** 2) + TINY),
         landscape.known,
         *run.flags,
     ]

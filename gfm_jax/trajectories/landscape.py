@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Landscape, Trajectory
+from gfm_jax.trajectories.validation import as_run
 
 __all__ = ["NUM_KRYLOV", "landscape", "metric", "survey", "unknown_landscape"]
 
 NUM_KRYLOV = 4
+ROUNDING = 1e-5  # of the length of a product with the Hessian
 
 
 def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array, " dim"]) -> Landscape:
@@ -33,10 +35,12 @@ def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array
     basis = [_unit(-root * gradient)]
     while len(basis) < NUM_KRYLOV:
         following = hessian(basis[-1])
+        length = jnp.linalg.norm(following)
         for _ in range(2):  # twice is enough, once is not
             for q in basis:
                 following = following - jnp.vdot(q, following, precision="highest") * q
-        basis.append(_unit(following))
+        # Where the Krylov space has no further direction, what is left is rounding.
+        basis.append(_unit(jnp.where(jnp.linalg.norm(following) > ROUNDING * length, following, 0)))
     return Landscape(jnp.ones(()), value, gradient, root * jnp.stack(basis))
 
 
@@ -63,10 +67,11 @@ def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
       The run with its `landscape`, for about four gradients' worth of work.
 
     Raises:
-      ValueError: for a run without weights, or a loss that is no scalar.
+      ValueError: for a run without weights, a batch of runs, or a loss that is no scalar.
     """
-    if run.weights is None:
-        raise ValueError("run: expected recorded weights, got none")
+    run = as_run(run)
+    if run.weights.ndim != 2:
+        raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
     weights = run.weights[-1].astype(jnp.float32)
     shape = jax.eval_shape(loss, weights).shape
     if shape != ():

@@ -21,7 +21,7 @@ def grams(seen: Evidence, layout: Layout) -> Float[Array, "parts rows rows"]:
     found, stops = [], np.cumsum(layout.sizes)
     for size, stop in zip(layout.sizes, stops, strict=True):
         own = jnp.concatenate([rows[:, stop - size : stop] for rows in (seen.steps, views)])
-        found.append(jnp.matmul(own, own.T, precision="highest") / size)
+        found.append(jnp.matmul(own, own.T, precision="highest") / max(size, 1))
     whole = sum(size / layout.dim * gram for size, gram in zip(layout.sizes, found, strict=True))
     return jnp.stack([*found, whole])
 
@@ -73,7 +73,7 @@ def motion(
     num_steps, num_rows = len(seen.steps), gram.shape[-1]
     optimizer, descent, root_square = jnp.eye(num_rows)[num_steps:]
     moved, recent = _of_rows(gram, moved), recent_steps(seen)
-    mean_step = _of_rows(gram, (recent / recent.sum())[None])[0]
+    mean_step = _of_rows(gram, (recent / recent.sum())[None])[0]  # recent steps are one at least
     single = jnp.stack([moved[4], mean_step, optimizer, descent, root_square])
     way, mean_length, optimizer_length, descent_length, root_mean_square = _rms(gram, single).T
     scale = jnp.maximum(way, TINY)
@@ -85,7 +85,8 @@ def motion(
     # How far the optimizer's own step would carry in as many steps as were observed, and the gradient against the root of its
     # mean square, which falls behind after a spike.
     last = seen.seen.sum() - 1
-    rate = (seen.time[last] - seen.time[last - 1]) / (seen.step[last] - seen.step[last - 1])
+    gap = seen.step[last] - seen.step[last - 1]
+    rate = (seen.time[last] - seen.time[last - 1]) / jnp.where(gap > 0, gap, 1)
     carried = optimizer_length * rate * seen.step[last]
     features = [
         _turns(gram, moved, optimizer, descent),
@@ -110,15 +111,17 @@ def _turns(gram, moved, optimizer, descent):
 
 
 def recent_steps(seen: Evidence) -> Float[Array, " steps"]:
-    """1 for the steps of the second half of the prefix, 0 for the others."""
-    return (seen.seen[1:] & (seen.progress[:-1] >= 1 / 2)).astype(jnp.float32)
+    """1 for the steps that begin in the second half of the prefix, the last step where none does, 0 for the others."""
+    begun = seen.seen[1:] & (seen.progress[:-1] >= 1 / 2)
+    last = jnp.arange(1, len(seen.step)) == seen.seen.sum() - 1
+    return jnp.where(begun.any(), begun, last).astype(jnp.float32)
 
 
 def _speeds(seen, squares):
     """Root mean square speed, per length of the prefix, of the last two segments and of shares of the prefix. [parts, 5]."""
-    squares = squares / jnp.maximum(jnp.diff(seen.step), 1e-3) ** 2
+    squares = squares / jnp.maximum(jnp.diff(seen.step), 1e-3)[None] ** 2
     last, until = seen.seen.sum() - 1, seen.progress[1:]
     save = jnp.arange(1, len(seen.step))
     shares = [until > 7 / 8, (until > 3 / 4) & (until <= 7 / 8), until > 1 / 2]
     when = jnp.stack([save == last, save == last - 1, *(share & seen.seen[1:] for share in shares)]).astype(jnp.float32)
-    return jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)) * seen.step[last]
+    return jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)[None]) * seen.step[last]

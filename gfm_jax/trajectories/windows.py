@@ -7,18 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
+from gfm_jax.compiling import quick_jit
 from gfm_jax.trajectories.context import context
-from gfm_jax.trajectories.evidence import complete, evidence
+from gfm_jax.trajectories.evidence import SLOTS, complete, evidence
 from gfm_jax.trajectories.landscape import landscape, metric
+from gfm_jax.trajectories.validation import as_run, save_index, sound_runs
 
 __all__ = [
     "Pairs",
     "Windows",
-    "check_prefix",
     "cut",
     "cut_all",
     "draw_pairs",
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 
-# Contexts are made once, and would take longer to optimise than to make.
-QUICK = {"xla_backend_optimization_level": 1}
+OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")  # parts of a record
+MOST_WEIGHT = 1e6  # of a pair: errors are relative to how far the run moves, but for a thousandth of its scale
 
 
 class Windows(NamedTuple):
@@ -93,56 +93,37 @@ def save_at(run: Trajectory, fraction: float) -> int:
 
 
 def prefix_of(run: Trajectory, last: int) -> Trajectory:
-    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not."""
+    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...].
+      last: index of the last observed save, negative from the end.
+
+    Raises:
+      ValueError: for an index that is out of range.
+    """
+    run = as_run(run)
     by_save = run.step.ndim - 1
+    last = save_index(run.step.shape[-1], last)
     known = run._replace(finite=None, layout=None, landscape=None)
     known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
     return known._replace(layout=run.layout)
 
 
 def horizon_at(run: Trajectory, save: int) -> Horizon:
-    """The moment of a save, of a run or of a batch of them."""
-    rate = jnp.ones_like(run.time) if run.learning_rate is None else run.learning_rate
-    return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
-
-
-def check_prefix(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layout] = ()) -> Trajectory:
-    """A prefix, or a batch of them, that can be forecast from; its layout is filled in where only one can be meant.
+    """The moment of a save, of a run or of a batch of them; its rate is 1 where no learning rates were recorded.
 
     Args:
-      prefix: what was observed.
-      horizon: the moment to forecast.
-      layouts: of the runs that the forecaster was fitted to.
+      run: [saves, ...], or [runs, saves, ...].
+      save: its index, negative from the end.
 
     Raises:
-      ValueError: for a single snapshot, a horizon that does not lie ahead, weights that are not finite, or a prefix without
-        layout whose size fits none, or several, of `layouts`.
+      ValueError: for an index that is out of range.
     """
-    if prefix.weights is None:
-        raise ValueError("prefix: expected recorded weights, got none")
-    saves, dim = prefix.weights.shape[-2:]
-    if saves < 2:
-        raise ValueError(f"prefix: expected at least two saves, got {saves}: one snapshot has no direction")
-    if prefix.layout is None:
-        fitting = {layout for layout in layouts if layout.dim == dim}
-        if len(fitting) != 1:
-            known = ", ".join(str(layout.dim) for layout in layouts) or "none"
-            raise ValueError(
-                f"prefix: it has {dim} weights and no layout, and the forecaster was fitted to runs of {known} weights; set "
-                "`layout` to gfm_jax.pytrees.layout_of(weights)"
-            )
-        prefix = prefix._replace(layout=fitting.pop())
-    if prefix.layout.dim != dim:
-        raise ValueError(f"prefix: its layout describes {prefix.layout.dim} weights, but it has {dim}")
-    concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((prefix, horizon)))
-    if concrete and not np.all(np.asarray(horizon.step) > np.asarray(prefix.step)[..., -1]):
-        raise ValueError(
-            f"horizon: expected a step beyond the last observed one, {np.asarray(prefix.step)[..., -1].max()}, "
-            f"got {np.asarray(horizon.step).min():g}"
-        )
-    if concrete and not bool(jnp.isfinite(prefix.weights).all()):
-        raise ValueError("prefix: expected finite weights, got NaN or infinity: the run has diverged")
-    return prefix
+    run = as_run(run)
+    save = save_index(run.step.shape[-1], save, name="save")
+    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
+    return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
 
 
 def cut(
@@ -163,7 +144,17 @@ def cut(
         without.
       loss: `weights [dim] -> scalar`, on data that the runs were trained on; its landscape is surveyed at every cut.
       chunk: how many contexts are worked out side by side.
+
+    Raises:
+      ValueError: for a single run, a fraction that leaves fewer than two saves or none ahead, a part that does not exist, or
+        runs of which one save is another fraction.
+
+    Values are not looked at: a run that diverged makes windows that are not finite. `sound_runs` leaves such runs out.
     """
+    runs = as_run(runs, "runs")
+    if runs.weights.ndim != 3 or runs.layout is None:
+        raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
+    _check_cuts(runs, fractions, withheld)
     num_runs = runs.step.shape[0]
     moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
@@ -192,25 +183,76 @@ def cut(
     )
 
 
+def _check_cuts(runs, fractions, withheld):
+    if not len(fractions):
+        raise ValueError("fractions: expected at least one share of a run to observe, got none")
+    known = {*OPTIONAL, *SLOTS, *(runs.state or {})}
+    if unknown := {name for names in withheld for name in names} - known:
+        raise ValueError(f"withheld: expected names among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+    shares = np.asarray(runs.step) / np.asarray(runs.step)[:, -1:]
+    apart = np.abs(shares - shares[:1]).max(axis=1)
+    if (apart > 0.05).any():
+        raise ValueError(
+            f"runs: expected saves at like fractions of all runs of a batch, got run {int(apart.argmax())} whose saves lie "
+            f"{apart.max():.2f} off those of run 0; give them as batches of their own"
+        )
+
+
 def hide(run: Trajectory, names: Sequence[str]) -> Trajectory:
     """A run, or a batch of them, as if the named parts and slots of the optimizer had not been recorded."""
-    optional = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")
     state = {slot: array for slot, array in (run.state or {}).items() if slot not in names}
-    return run._replace(state=state or None)._replace(**{name: None for name in optional if name in names})
+    return run._replace(state=state or None)._replace(**{name: None for name in OPTIONAL if name in names})
 
 
 def cut_all(
-    runs: Sequence[Trajectory | Windows],
+    runs: Sequence[Trajectory | Windows] | Trajectory | Windows,
     fractions: Sequence[float],
     withheld: Sequence[Sequence[str]] = (),
-    losses: Sequence[Callable | None] | None = None,
+    losses: Sequence[Callable | None] | Callable | None = None,
+    *,
+    name: str = "runs",
 ) -> list[Windows]:
-    """Windows of every batch of runs, each with its loss; a batch that is cut already is left as it is."""
+    """Windows of every batch of runs to fit to, each with its loss; a batch that is cut already is left as it is.
+
+    Args:
+      runs: batches of one layout each; a single batch may stand by itself. Runs that are not sound are left out.
+      fractions, withheld: as in `cut`.
+      losses: one for each batch, `weights [dim] -> scalar`, or None.
+      name: of the argument, for messages.
+
+    Raises:
+      ValueError: for no batch, losses of another number, batches without a sound run, or windows that are not finite.
+    """
+    if isinstance(runs, Trajectory | Windows):
+        runs = [runs]
+    if not isinstance(runs, Sequence) or not len(runs):
+        raise ValueError(f"{name}: expected one or more batches of runs, got {'none' if runs == [] else type(runs)}")
+    losses = [losses] if callable(losses) else losses
+    if losses is not None and len(losses) != len(runs):
+        raise ValueError(f"losses: expected one for each of the {len(runs)} batches of runs, got {len(losses)}")
     losses = [None] * len(runs) if losses is None else losses
-    return [
-        part if isinstance(part, Windows) else cut(part, fractions, withheld=withheld, loss=loss)
-        for part, loss in zip(runs, losses, strict=True)
-    ]
+    found = []
+    for i, (part, loss) in enumerate(zip(runs, losses, strict=True)):
+        own = f"{name}[{i}]"
+        if not isinstance(part, Windows):
+            part = cut(sound_runs(part, own), fractions, withheld=withheld, loss=loss)
+        found.append(_check_windows(part, own))
+    return found
+
+
+def _check_windows(windows, name):
+    finite = np.asarray(_are_finite(windows.distance, windows.context.run))
+    if not finite.all():
+        bad = sorted(set(np.asarray(windows.run)[~finite].tolist()))
+        raise ValueError(
+            f"{name}: expected windows of finite numbers, got others of the runs {', '.join(map(str, bad))}"
+        )
+    return windows
+
+
+@jax.jit
+def _are_finite(distance, run):
+    return jnp.isfinite(distance).all(1) & jnp.isfinite(run).all(1)
 
 
 def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
@@ -253,7 +295,6 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
     return windows._replace(context=windows.context._replace(**chosen), weights=windows.weights[..., kept])
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
 def _evidence(records, last):
     def one(record):
         weights = record.weights.astype(jnp.float32)
@@ -262,15 +303,21 @@ def _evidence(records, last):
     return jax.vmap(one)(records)
 
 
+_evidence = quick_jit(_evidence, level=1)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _landscapes(loss, weights, metrics):
     # One after the other: a convolution by many sets of weights at once is slower than as many convolutions.
     return jax.lax.map(lambda at: landscape(loss, *at), (weights, metrics))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)
+# Contexts are made once, and would take longer to optimise than to make.
 def _context(seen, layout, chunk):
     return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
+
+
+_context = quick_jit(_context, static_argnums=(1, 2), level=1)
 
 
 @jax.jit
@@ -297,7 +344,7 @@ def draw_pairs(
 
     With `adjacent`, t is the save that follows s, and s any save from the last observed one on. The weight of a pair makes
     the mean of weight * error^2 an estimate of a run's squared error relative to the squared distance that it moves until t
-    (with `adjacent`, until its end).
+    (with `adjacent`, until its end). Pairs of a run at rest have no weight.
     """
     key_window, key_coordinate, key_now, key_s = jax.random.split(key, 4)
     window, t = draw_windows(key_window, windows, num, share_final)
@@ -323,7 +370,9 @@ def draw_pairs(
         origin=every.origin[window, coordinate],
         segment=segment,
     )
-    weight = scale**2 * windows.layout.dim / windows.distance[window, goal]
+    distance = windows.distance[window, goal]
+    weight = jnp.minimum(scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
+    weight = jnp.where(distance > 0, weight, 0)  # a run that does not move has no error relative to its motion
     return Pairs(
         picked, moment(last), moment(s), moment(t), moment(t - 1), moved(s), moved(t), weight, (run, last, coordinate)
     )
