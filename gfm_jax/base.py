@@ -60,10 +60,21 @@ class PathSample(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a flat weight vector divides into named tensors, in the order in which they lie in it."""
+    """How a flat weight vector divides into named tensors, in the order in which they lie in it.
+
+    Attributes:
+      names: paths such as "hidden_0/kernel".
+      shapes: of the tensors.
+      convention: which axis of a matrix runs over output units: "flax" for the last, "torch" for the first, None to go by
+        the names; see `pytrees.output_axes`.
+      layers: for each tensor the number of its layer in the order in which the network uses them, None to go by the names;
+        see `pytrees.depths`.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    convention: str | None = None
+    layers: tuple[int, ...] | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:

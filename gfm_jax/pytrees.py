@@ -1,6 +1,8 @@
 """Weights as pytrees and as flat vectors."""
 
 import itertools
+import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -10,28 +12,93 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Layout
+from gfm_jax.first_use import first_uses
+from gfm_jax.layers import layer_of, natural_order, output_axis
+from gfm_jax.parameters import check_parameters
 
-__all__ = ["layout_of", "map_rows", "place", "ravel", "segment_ids", "unravel"]
+__all__ = [
+    "check_parameters",
+    "depths",
+    "layout_of",
+    "map_rows",
+    "output_axes",
+    "place",
+    "ravel",
+    "segment_ids",
+    "unravel",
+]
 
 
-def layout_of(weights: PyTree) -> Layout:
+def layout_of(weights: PyTree, apply: Callable | None = None, *inputs: PyTree, convention: str | None = None) -> Layout:
     """The layout of a pytree of weights once it is flat.
 
+    With the network itself the layout also holds the order in which the network uses its layers; without it that order is
+    read from the names (`depths`). One network has equal names as a dict, as an NNX state and as msgpack or orbax restore it.
+
     Args:
-      weights: a pytree of arrays (or of their shapes, as `jax.eval_shape` returns it).
+      weights: a pytree of arrays (or of their shapes, as `jax.eval_shape` returns it), parameters alone.
+      apply: the network, `(weights, *inputs) -> outputs`.
+      *inputs: examples for it, or their shapes.
+      convention: "flax" for kernels [in, out] and HWIO, "torch" for [out, in] and OIHW, None to go by the names.
 
     Returns:
       Names such as "hidden_0/kernel" and shapes, in the order of `ravel`.
+
+    Raises:
+      ValueError: for what `check_parameters` refuses, an unknown convention, or inputs without a network.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(weights)
-    if not leaves:
-        raise ValueError("weights: expected a pytree with at least one array, got one without leaves")
-    names = tuple("/".join(_name(key) for key in path if _name(key) != "params") for path, _ in leaves)
-    return Layout(names, tuple(tuple(leaf.shape) for _, leaf in leaves))
+    names = check_parameters(weights)
+    if convention not in (None, "flax", "torch"):
+        raise ValueError(f'convention: expected "flax", "torch" or None, got {convention!r}')
+    if apply is None and inputs:
+        raise ValueError("apply: expected a network beside its inputs, got None")
+    shapes = tuple(tuple(np.shape(leaf)) for leaf in jax.tree.leaves(weights))
+    layers = None if apply is None else _in_order_of_use(names, first_uses(apply, weights, *inputs))
+    return Layout(names, shapes, convention, layers)
 
 
-def _name(key) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+def _in_order_of_use(names, uses):
+    """The number of each tensor's layer, which is used where the first of its tensors is."""
+    first: dict[str, float] = {}
+    for name, use in zip(names, uses, strict=True):
+        first[layer_of(name)] = min(use, first.get(layer_of(name), math.inf))
+    order = sorted(first, key=first.__getitem__)
+    return tuple(order.index(layer_of(name)) for name in names)
+
+
+def depths(layout: Layout) -> tuple[float, ...]:
+    """How deep the layer of each tensor lies, from 0 for the network's first to 1 for its last.
+
+    Layers are in the order in which the network uses them, where the layout knows it (`layout_of(weights, apply, inputs)`),
+    else in the natural order of their names (`layers.natural_order`).
+    """
+    layers = layout.layers
+    if layers is None:
+        order = {layer: k for k, layer in enumerate(natural_order([layer_of(name) for name in layout.names]))}
+        layers = tuple(order[layer_of(name)] for name in layout.names)
+    return tuple(layer / max(*layers, 1) for layer in layers)
+
+
+def output_axes(layout: Layout) -> tuple[int, ...]:
+    """The axis of each tensor that runs over the output units of its layer: 0 or -1, and -1 for vectors.
+
+    Where the layout has no convention, the bias of a matrix tells: it has as many entries as the layer has outputs. Where that
+    does not tell either, the name does (`layers.output_axis`).
+    """
+    biases = {
+        layer_of(name): shape[0]
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+        if len(shape) == 1 and re.fullmatch(r"(.*[/.])?(b|bias)\d*", name)
+    }
+
+    def axis(name, shape):
+        ends = (shape[0], shape[-1]) if len(shape) > 1 else (None, None)
+        is_end = [end == biases.get(layer_of(name)) for end in ends]
+        if layout.convention is None and len(shape) > 1 and sum(is_end) == 1:
+            return 0 if is_end[0] else -1
+        return output_axis(name, shape, layout.convention)
+
+    return tuple(axis(name, shape) for name, shape in zip(layout.names, layout.shapes, strict=True))
 
 
 def ravel(weights: PyTree) -> Float[Array, " dim"]:
@@ -46,13 +113,13 @@ def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
       ValueError: where the sizes differ.
     """
     leaves, treedef = jax.tree.flatten(like)
-    sizes = [int(np.prod(leaf.shape)) for leaf in leaves]
+    sizes = [int(np.prod(np.shape(leaf))) for leaf in leaves]
     if vector.shape != (sum(sizes),):
         raise ValueError(f"vector: expected shape ({sum(sizes)},) to fill the weights, got {vector.shape}")
     stops = list(itertools.accumulate(sizes))
     pieces = [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
     return treedef.unflatten(
-        piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)
+        piece.reshape(np.shape(leaf)).astype(jnp.result_type(leaf)) for piece, leaf in zip(pieces, leaves, strict=True)
     )
 
 
