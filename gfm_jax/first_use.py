@@ -1,6 +1,9 @@
 """In which order a network uses its tensors, read from its own program."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 from jax.extend import core
@@ -16,31 +19,34 @@ def first_uses(apply: Callable, weights: PyTree, *inputs: PyTree) -> list[float]
 
     Args:
       apply: the network.
-      weights, inputs: arrays, or their shapes.
+      weights, inputs: arrays, or their shapes; without inputs, what the network closes over counts as such.
 
     Returns:
       One number for each leaf; infinity for leaves that are never used.
     """
     program = jax.make_jaxpr(apply)(weights, *inputs).jaxpr
     num = len(jax.tree.leaves(weights))
-    found = Uses([float("inf")] * num, [float("inf")] * num)
-    own = [(frozenset([leaf]), not program.invars[num:]) for leaf in range(num)]
-    _walk(found, program, [*own, *((frozenset(), True) for _ in program.invars[num:])])
+    found = Uses([math.inf] * num, [math.inf] * num, itertools.count())
+    given = [(frozenset(), True) for _ in program.invars[num:]]
+    closed_over = [(frozenset(), not given) for _ in program.constvars]
+    own = [(frozenset([leaf]), not given and not closed_over) for leaf in range(num)]
+    _walk(found, program, [*own, *given], closed_over)
     # what never meets the inputs counts where it first occurs
-    return [alone if met == float("inf") else met for met, alone in zip(found.met, found.seen, strict=True)]
+    return [alone if met == math.inf else met for met, alone in zip(found.met, found.seen, strict=True)]
 
 
-class Uses:
+class Uses(NamedTuple):
     """Of each leaf the number of the operation at which it first met the inputs, and at which it first occurred."""
 
-    def __init__(self, met: list[float], seen: list[float]) -> None:
-        self.met, self.seen, self.count = met, seen, 0
+    met: list[float]
+    seen: list[float]
+    count: Iterator[int]
 
 
-def _walk(found, jaxpr, arrays):
+def _walk(found, jaxpr, arrays, constants=()):
     """Every array as (the leaves that it is made of and that have met no input, whether it depends on the inputs)."""
     nothing = (frozenset(), False)
-    known = dict(zip(jaxpr.invars, arrays, strict=True))
+    known = dict(zip(jaxpr.invars, arrays, strict=True)) | dict(zip(jaxpr.constvars, constants, strict=False))
     read = lambda atom: nothing if isinstance(atom, core.Literal) else known.get(atom, nothing)
     for eqn in jaxpr.eqns:
         own = [read(atom) for atom in eqn.invars]
@@ -51,12 +57,12 @@ def _walk(found, jaxpr, arrays):
                 (frozenset().union(*(o[0] for o in each)), any(o[1] for o in each)) for each in zip(*outs, strict=True)
             ]
         else:
-            found.count += 1
+            number = float(next(found.count))
             leaves, depends = frozenset().union(*(part[0] for part in own)), any(part[1] for part in own)
             for leaf in leaves:
-                found.seen[leaf] = min(found.seen[leaf], found.count)
+                found.seen[leaf] = min(found.seen[leaf], number)
                 if depends:
-                    found.met[leaf] = min(found.met[leaf], found.count)
+                    found.met[leaf] = min(found.met[leaf], number)
             outs = [(frozenset() if depends else leaves, depends)] * len(eqn.outvars)
         known |= dict(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -19,7 +19,9 @@ from gfm_jax.parameters import check_parameters
 __all__ = [
     "check_parameters",
     "depths",
+    "layout_from_dict",
     "layout_of",
+    "layout_to_dict",
     "map_rows",
     "output_axes",
     "place",
@@ -51,7 +53,7 @@ def layout_of(weights: PyTree, apply: Callable | None = None, *inputs: PyTree, c
     if convention not in (None, "flax", "torch"):
         raise ValueError(f'convention: expected "flax", "torch" or None, got {convention!r}')
     if apply is None and inputs:
-        raise ValueError("apply: expected a network beside its inputs, got None")
+        raise ValueError("apply: expected a network beside the inputs, got None")
     shapes = tuple(tuple(np.shape(leaf)) for leaf in jax.tree.leaves(weights))
     layers = None if apply is None else _in_order_of_use(names, first_uses(apply, weights, *inputs))
     return Layout(names, shapes, convention, layers)
@@ -99,6 +101,20 @@ def output_axes(layout: Layout) -> tuple[int, ...]:
         return output_axis(name, shape, layout.convention)
 
     return tuple(axis(name, shape) for name, shape in zip(layout.names, layout.shapes, strict=True))
+
+
+def layout_to_dict(layout: Layout) -> dict:
+    """A layout as lists, strings and numbers, which JSON and msgpack can hold."""
+    layers = None if layout.layers is None else list(layout.layers)
+    shapes = [list(shape) for shape in layout.shapes]
+    return {"names": list(layout.names), "shapes": shapes, "convention": layout.convention, "layers": layers}
+
+
+def layout_from_dict(state: dict) -> Layout:
+    """The reverse; what a dict of an older version does not have is None."""
+    layers = state.get("layers")
+    shapes = tuple(tuple(int(size) for size in shape) for shape in state["shapes"])
+    return Layout(tuple(state["names"]), shapes, state.get("convention"), None if layers is None else tuple(layers))
 
 
 def ravel(weights: PyTree) -> Float[Array, " dim"]:

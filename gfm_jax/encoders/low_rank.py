@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Encoder, Layout
 from gfm_jax.encoders.linear import check_size, check_weights
+from gfm_jax.pytrees import output_axes
 
 __all__ = ["low_rank"]
 
@@ -21,6 +22,7 @@ class Adapter(NamedTuple):
     rows: int
     columns: int
     rank: int  # 0 where the leaf is kept whole
+    transposed: bool  # whether the leaf lies in memory as [units, incoming]
 
 
 def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encoder:
@@ -29,7 +31,8 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
     .. math:: W = W_0 + A B, \qquad A = U \sqrt{S}, \; B = \sqrt{S} V^\top
 
     from the singular value decomposition of W - W_0, its signs such that the entries of every column of A sum to something
-    positive. Kernels are taken as matrices [incoming, units]; vectors, such as biases, are kept whole.
+    positive. Kernels are taken as matrices [incoming, units], the units along the tensor's output axis (`pytrees.output_axes`);
+    vectors, such as biases, are kept whole.
 
     Weights of networks that were trained as adapters come back exactly. Such runs are recorded with the factors as weights:
     `Network(init, lambda z, x: apply(encoder.decode((), z), x))`, with an `init` whose B is zero.
@@ -77,11 +80,11 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
 
 def _adapters(layout, rank):
     found, start, code = [], 0, 0
-    for shape, size in zip(layout.shapes, layout.sizes, strict=True):
-        columns = shape[-1] if shape else 1
+    for shape, size, axis in zip(layout.shapes, layout.sizes, output_axes(layout), strict=True):
+        columns = shape[axis] if shape else 1
         rows = size // max(columns, 1)
         own = rank if len(shape) > 1 and rank * (rows + columns) < size else 0
-        found.append(Adapter(start, size, code, rows, columns, own))
+        found.append(Adapter(start, size, code, rows, columns, own, axis == 0))
         start, code = start + size, code + (own * (rows + columns) if own else size)
     return tuple(found)
 
@@ -94,7 +97,8 @@ def _factors(a, change, done):
     """
     if not a.rank:
         return change, done
-    matrix = change.reshape(a.rows, a.columns) + 0 * done
+    matrix = change.reshape(a.columns, a.rows).T if a.transposed else change.reshape(a.rows, a.columns)
+    matrix = matrix + 0 * done
     u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
     sign = jnp.where(u[:, : a.rank].sum(0) < 0, -1.0, 1.0)
     root = sign * jnp.sqrt(s[: a.rank])
@@ -105,4 +109,5 @@ def _product(a, z):
     if not a.rank:
         return jax.lax.slice(z, (a.code,), (a.code + a.size,))
     middle, end = a.code + a.rows * a.rank, a.code + (a.rows + a.columns) * a.rank
-    return (z[a.code : middle].reshape(a.rows, a.rank) @ z[middle:end].reshape(a.rank, a.columns)).ravel()
+    matrix = z[a.code : middle].reshape(a.rows, a.rank) @ z[middle:end].reshape(a.rank, a.columns)
+    return (matrix.T if a.transposed else matrix).ravel()

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Layout
+from gfm_jax.layers import layer_of
+from gfm_jax.pytrees import output_axes
 
 __all__ = ["Tokens", "from_tokens", "to_tokens", "tokens_of"]
 
@@ -28,8 +30,9 @@ class Tokens(NamedTuple):
 def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
     """Divides weights among tokens: a unit's are its bias, then its incoming weights, cut into stretches of one size.
 
-    Leaves that lie side by side under one name, such as "hidden_0/bias" and "hidden_0/kernel", are a layer; its units run along
-    their last axis. With the bias in front, what a place of a token means does not depend on how many weights there are.
+    Tensors of one layer, such as "hidden_0/bias" and "hidden_0/kernel", go together; its units run along the output axis of
+    each (`pytrees.output_axes`: the last in flax's convention, the first in torch's). Vectors, such as the bias, come first
+    in a token: what a place of a token means then does not depend on how many weights there are.
 
     Args:
       layout: of the flat weights.
@@ -41,12 +44,16 @@ def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
     if size is not None and size < 1:
         raise ValueError(f"size: expected at least 1, got {size}")
     starts = np.cumsum([0, *layout.sizes])
-    layers: dict[tuple[str, int], list[np.ndarray]] = {}
-    for name, shape, start, length in zip(layout.names, layout.shapes, starts, layout.sizes, strict=False):
-        units = shape[-1] if shape else 1
-        incoming = np.arange(start, start + length).reshape(-1, units).T  # [units, weights]
-        layers.setdefault((name.rpartition("/")[0], units), []).append(incoming)
-    of_layer = [np.concatenate(parts, axis=1) for parts in layers.values()]
+    layers: dict[tuple[str, int], list[tuple[bool, np.ndarray]]] = {}
+    tensors = zip(layout.names, layout.shapes, starts, layout.sizes, output_axes(layout), strict=False)
+    for name, shape, start, length, axis in tensors:
+        if not length:
+            continue
+        places, units = np.arange(start, start + length), shape[axis] if shape else 1
+        incoming = places.reshape(units, -1) if axis == 0 else places.reshape(-1, units).T  # [units, weights]
+        layers.setdefault((layer_of(name), units), []).append((len(shape) > 1, incoming))
+    vectors_first = (sorted(parts, key=lambda part: part[0]) for parts in layers.values())
+    of_layer = [np.concatenate([incoming for _, incoming in parts], axis=1) for parts in vectors_first]
     size = max(places.shape[1] for places in of_layer) if size is None else size
     index, where = [], []
     for layer, places in enumerate(of_layer):

@@ -1,5 +1,6 @@
 """Networks as flax modules; the rest of the house sees only their `init` and `apply`."""
 
+import gfm_jax.serialization  # noqa: F401
 from gfm_jax.networks.cnn import CNN
 from gfm_jax.networks.initial import init_network
 from gfm_jax.networks.mlp import MLP, TimeMLP
