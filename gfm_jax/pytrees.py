@@ -17,12 +17,14 @@ from gfm_jax.layers import layer_of, natural_order, output_axis
 from gfm_jax.parameters import check_parameters
 
 __all__ = [
+    "auto_mesh",
     "check_parameters",
     "depths",
     "layout_from_dict",
     "layout_of",
     "layout_to_dict",
     "map_rows",
+    "on_auto_mesh",
     "output_axes",
     "place",
     "ravel",
@@ -174,3 +176,27 @@ def map_rows(function: Callable, rows: PyTree, batch_size: int) -> PyTree:
     row = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], rows)
     found = jax.lax.map(lambda i: function(row(i)), index, batch_size=size)
     return jax.tree.map(lambda leaf: leaf[:num], found)
+
+
+def auto_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The same devices with axes over which the compiler divides work by itself.
+
+    `jax.make_mesh` makes explicit axes from jax 0.9 on, under which operations have to say how their results are divided.
+
+    Args:
+      mesh: of axes of any type.
+    """
+    auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    return mesh if tuple(mesh.axis_types) == auto else jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+
+
+def on_auto_mesh(tree: PyTree) -> PyTree:
+    """Arrays that live on a mesh of explicit axes, divided in the same way over the `auto_mesh` of it; others as they are."""
+
+    def move(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, jax.sharding.NamedSharding) or auto_mesh(sharding.mesh) == sharding.mesh:
+            return leaf
+        return jax.device_put(leaf, jax.sharding.NamedSharding(auto_mesh(sharding.mesh), sharding.spec))
+
+    return jax.tree.map(move, tree)

@@ -115,16 +115,16 @@ def test_autoencoder_sees_what_augments(family, key):
 
 
 def test_autoencoder_is_kept_in_a_folder(family, key, tmp_path):
-    """A second fit reads what the first one left, whatever its own key would have led to."""
+    """A second fit of the same is read from the folder; one of another key or other weights is refused (wrong before 0.2)."""
     weights, *_ = family
     encoder = autoencoder(2, **(FAST | {"num_steps": 20}))
     found = encoder.fit(key, weights, folder=tmp_path)
     again = encoder.fit(key, weights, folder=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again, found)
-    other = encoder.fit(key, weights)
-    jax.tree.map(np.testing.assert_array_equal, other, found)
-    of_other_key = encoder.fit(jax.random.fold_in(key, 1), weights, folder=tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, of_other_key.networks, found.networks)
+    with pytest.raises(ValueError, match="folder: .* holds another fit: key .*, here key"):
+        encoder.fit(jax.random.fold_in(key, 1), weights, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"folder: .* holds another fit: .*data\.0 float32 \[300, 20\] crc32"):
+        encoder.fit(key, weights + 1e-3, folder=tmp_path)
 
 
 @pytest.mark.usefixtures("unchecked")
