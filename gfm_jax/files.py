@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import IO
 
-__all__ = ["foreign", "replacing", "take_folder"]
+__all__ = ["LOCK", "foreign", "replacing", "take_folder"]
 
 LOCK = "lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -69,7 +69,10 @@ def take_folder(folder: str | os.PathLike, argument: str = "folder") -> IO[str]:
     folder = pathlib.Path(folder)
     path = folder / LOCK
     while True:
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except FileNotFoundError as error:
+            raise ValueError(f"{argument}: {folder} was finished or removed by another process; try again") from error
         try:
             _lock(file)
         except BlockingIOError:
