@@ -3,7 +3,8 @@
 from gfm_jax.trajectories.context import DIRECTIONS, from_first_motion, line_weights, observe
 from gfm_jax.trajectories.evidence import log_of_loss
 from gfm_jax.trajectories.landscape import NUM_KRYLOV, landscape, survey
-from gfm_jax.trajectories.recorder import PARTS, optimizer_slots, record, record_many, save_steps
+from gfm_jax.trajectories.recorder import PARTS, record, record_many, save_steps
+from gfm_jax.trajectories.slots import optimizer_slots, with_slots
 from gfm_jax.trajectories.storage import CorruptRecording, open_recording, record_to_disk, verify
 from gfm_jax.trajectories.validation import as_run, check_forecast, is_forecastable, is_traced, sound_runs
 from gfm_jax.trajectories.windows import (
@@ -52,4 +53,5 @@ __all__ = [
     "survey",
     "thin",
     "verify",
+    "with_slots",
 ]

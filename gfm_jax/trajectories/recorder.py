@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from gfm_jax.base import Task, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.pytrees import layout_of, place, ravel
+from gfm_jax.trajectories.slots import optimizer_slots
 
 __all__ = ["PARTS", "record", "record_many", "save_steps"]
 
@@ -139,23 +140,6 @@ def _train(weights, draws, loss, data, optimizer, learning_rate, saves, keep, dt
         layout=layout_of(weights),
         **arrays,
     )
-
-
-def optimizer_slots(state: PyTree, weights: PyTree) -> dict[str, PyTree]:
-    """The parts of an optax state that are shaped like the weights, under their optax names (`mu`, `nu`, `trace`)."""
-    shapes = jax.tree.map(jnp.shape, weights)
-
-    def is_slot(node):
-        return jax.tree.structure(node) == jax.tree.structure(weights) and jax.tree.map(jnp.shape, node) == shapes
-
-    found = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_slot)
-    slots = {}
-    for path, node in found:
-        names = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
-        if names and is_slot(node):
-            repeats = sum(existing.split(".")[0] == names[-1] for existing in slots)
-            slots[names[-1] + (f".{repeats}" if repeats else "")] = node
-    return slots
 
 
 def _check(optimizer, saves, keep, shape):
