@@ -147,9 +147,9 @@ def test_slots_of_nnx():
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
     grads = nnx.state(model, nnx.Param)
+    expected = 0.1 * ravel(nnx.to_pure_dict(grads))  # the first mu of Adam
     optimizer.update(model, grads)
     weights, pure = nnx.state(model, nnx.Param), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    expected = 0.1 * ravel(nnx.to_pure_dict(grads))  # the first mu of Adam
     for state in (optimizer.opt_state, nnx.state(optimizer), nnx.to_pure_dict(nnx.state(optimizer))):
         for like in (weights, pure):
             found = optimizer_slots(state, like)

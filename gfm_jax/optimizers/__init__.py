@@ -33,6 +33,7 @@ from gfm_jax.optimizers.runge_kutta import (
 from gfm_jax.optimizers.step_control import embedded_runge_kutta
 from gfm_jax.optimizers.symplectic import leapfrog, scale_by_leapfrog, scale_by_symplectic_euler, symplectic_euler
 from gfm_jax.optimizers.velocity import transformation_velocity
+from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 
 __all__ = [
     "ADAMS_BASHFORTH",
@@ -46,6 +47,7 @@ __all__ = [
     "TAYLOR",
     "Multistep",
     "Tableau",
+    "WholeGradient",
     "adams_bashforth",
     "chebyshev",
     "chebyshev_growth",
@@ -71,4 +73,5 @@ __all__ = [
     "taylor_sgd",
     "transformation_velocity",
     "velocity",
+    "whole_params",
 ]

@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from gfm_jax.optimizers.runge_kutta import HEUN, Tableau, check_stages
+from gfm_jax.optimizers.whole_gradient import ask
 
 __all__ = ["joint_runge_kutta"]
 
@@ -52,7 +53,7 @@ def joint_runge_kutta(
             moved, new_state = transform.update(gradient, at[1], at[0], **extra_args)
             velocities.append((moved, jax.tree.map(_change, new_state, at[1])))
             at = jax.tree.map(lambda x, *d, row=row: _after(x, [step * c for c in row], d), start, *velocities)
-            gradient = grad_fn(at[0]) if len(velocities) < len(tableau.b) else None
+            gradient = ask(grad_fn, at[0]) if len(velocities) < len(tableau.b) else None
         moved = jax.tree.map(lambda new, old: new - old, at[0], params)
         return moved, at[1]
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from gfm_jax.optimizers.rate import check_not_negative, rate_at
+from gfm_jax.optimizers.whole_gradient import ask
 
 __all__ = [
     "EXTRAGRADIENT",
@@ -80,7 +81,8 @@ def scale_by_runge_kutta(
 
     Returns:
       A transformation, to be chained with `optax.scale_by_learning_rate` of the same rate; first in its chain, since its
-      stages are plain gradients.
+      stages are plain gradients. Inside `optax.masked`, `optax.partition` and `optax.flatten` hand over
+      `grad_fn=WholeGradient(grad_fn, params)`.
 
     Raises:
       ValueError: for a negative rate; in `update` without `grad_fn` or `params`.
@@ -105,7 +107,8 @@ def check_stages(tableau: Tableau, params, grad_fn) -> None:
         if value is None:
             raise ValueError(
                 f"{name}: expected update(grads, state, params, grad_fn=...), with grad_fn(params) the gradient on the same "
-                f"minibatch, since the method asks for {len(tableau.b)} of them an update; got none"
+                f"minibatch, since the method asks for {len(tableau.b)} of them an update; got none (a wrapper made of a plain "
+                "optax.GradientTransformation, such as optax.MultiSteps(...).gradient_transformation(), drops it)"
             )
 
 
@@ -115,7 +118,7 @@ def stage_gradients(tableau: Tableau, rate, gradient, params, grad_fn) -> list:
     stages = [gradient]
     for row in tableau.a:
         step = lambda w, d: (w - rate * d).astype(w.dtype)
-        stages.append(grad_fn(jax.tree.map(step, params, _mix(row, stages))))
+        stages.append(ask(grad_fn, jax.tree.map(step, params, _mix(row, stages))))
     return stages
 
 
