@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
-from gfm_jax.pytrees import segment_ids
+from gfm_jax.pytrees import depths, output_axes, segment_ids
 from gfm_jax.trajectories.evidence import HUGE, TINY, Evidence, complete, evidence
 from gfm_jax.trajectories.landscape import NUM_KRYLOV
 from gfm_jax.trajectories.motion import grams, lengths, log_ratio, motion, recent_steps, since
@@ -158,26 +158,26 @@ def _means(x, layout):
 
 
 def _of_units(x, layout):
-    """Of [k, dim] displacements: for each weight of a matrix [inputs, outputs] the root mean square and the mean over the
-    weights of its output unit, and over those of its input unit; zero for vectors. [4 k, dim]."""
+    """Of [k, dim] displacements: for each weight of a matrix the root mean square and the mean over the weights of its output
+    unit, and over those of its input unit; zero for vectors. [4 k, dim]."""
     parts, start = [], 0
-    for size, shape in zip(layout.sizes, layout.shapes, strict=True):
+    for size, shape, axis in zip(layout.sizes, layout.shapes, output_axes(layout), strict=True):
         own = x[:, start : start + size]
         start += size
         if len(shape) < 2:
             parts.append(jnp.zeros((4 * len(x), size)))
             continue
-        own = own.reshape(len(x), -1, shape[-1])
+        # A kernel of a convolution has its window among the inputs: [.., in, out], or [out, in, ..].
+        own = own.reshape(len(x), *((-1, shape[-1]) if axis else (shape[0], size // max(shape[0], 1))))
+        over_inputs, over_outputs = (1, 2) if axis else (2, 1)
         rms = lambda axis, own=own: jnp.sqrt((own**2).mean(axis, keepdims=True))
         mean = lambda axis, own=own: own.mean(axis, keepdims=True)
-        means = [rms(1), mean(1), rms(2), mean(2)]
+        means = [rms(over_inputs), mean(over_inputs), rms(over_outputs), mean(over_outputs)]
         parts.append(jnp.concatenate([jnp.broadcast_to(m, own.shape).reshape(len(x), size) for m in means]))
     return jnp.concatenate(parts, axis=-1)
 
 
 def _kind_and_depth(layout):
     """Of each tensor: is it a vector such as a bias, and how deep is its layer, from 0 for the first to 1 for the last."""
-    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in layout.names))
-    depth = [layers.index(name.rpartition("/")[0]) / max(len(layers) - 1, 1) for name in layout.names]
     is_vector = [float(len(shape) < 2) for shape in layout.shapes]
-    return jnp.stack([jnp.array(is_vector), jnp.array(depth)], axis=-1)
+    return jnp.stack([jnp.array(is_vector), jnp.array(depths(layout))], axis=-1)

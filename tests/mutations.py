@@ -1,0 +1,120 @@
+"""Does the suite notice plausible single mistakes? An opt-in script, not collected by pytest.
+
+    python tests/mutations.py [WORD ...] [--whole-suite]
+
+Writes one mistake at a time into a copy of the library, runs the tests that ought to notice it, and prints what survived; the
+working tree is never touched. A mistake is found by its line, wherever that now stands, so that files may move. WORDs choose
+mutations by name.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Mutation(NamedTuple):
+    """A mistake: the text that stands once in the library, what is written in its place, and the test files to run."""
+
+    name: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "horizon features: steps in the place of time",
+        "steps, time = then.step / now.step, _ratio(then.time, now.time, 1e6)",
+        "steps, time = then.step / now.step, _ratio(then.step, now.step, 1e6)",
+        ("test_forecast_input",),
+    ),
+    Mutation(
+        "log slope: against steps, not time",
+        "line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))",
+        "line_weights(jnp.log(from_first_motion(seen.step, seen.seen)), inside(1 / 4))",
+        ("test_forecast_input",),
+    ),
+    Mutation(
+        "motion: how far the optimizer would carry, without the rate",
+        "carried = optimizer_length * rate * seen.step[last]",
+        "carried = optimizer_length * seen.step[last]",
+        ("test_forecast_input",),
+    ),
+    Mutation(
+        "objective: the stop on the error of the Laplace term dropped",
+        "error = jax.lax.stop_gradient(forecast - target)\n        return relative_huber",
+        "error = forecast - target\n        return relative_huber",
+        ("test_objectives",),
+    ),
+    Mutation(
+        "function space: the stop on the error of the Laplace term dropped",
+        "error = jax.lax.stop_gradient(moved - (target - origin) / scale)",
+        "error = moved - (target - origin) / scale",
+        ("test_objectives",),
+    ),
+    Mutation(
+        "function space: the loss at the origin carries a gradient",
+        "jax.lax.stop_gradient(log_of_loss(loss(origin), 1e-3))",
+        "log_of_loss(loss(origin), 1e-3)",
+        ("test_objectives",),
+    ),
+    Mutation(
+        "pairs: weights of a run at rest",
+        "weight = jnp.where(distance > 0, weight, 0)",
+        "weight = jnp.where(distance > 0, weight, 1)",
+        ("test_forecast_input",),
+    ),
+)
+
+
+def main() -> None:
+    """Runs the mutations that were chosen, and exits with the number of survivors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--whole-suite", action="store_true")
+    chosen = parser.parse_args()
+    wanted = [m for m in MUTATIONS if not chosen.words or any(word in m.name for word in chosen.words)]
+    survived = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        for mutation in wanted:
+            noticed = _noticed(copy, mutation, chosen.whole_suite)
+            print(f"{'noticed ' if noticed else 'SURVIVED'}  {mutation.name}", flush=True)
+            survived += [] if noticed else [mutation.name]
+    print(f"{len(wanted) - len(survived)} of {len(wanted)} noticed")
+    sys.exit(len(survived))
+
+
+def _noticed(copy: pathlib.Path, mutation: Mutation, whole_suite: bool) -> bool:
+    places = [path for path in sorted((copy / "gfm_jax").rglob("*.py")) if mutation.right in path.read_text()]
+    if len(places) != 1 or places[0].read_text().count(mutation.right) != 1:
+        raise SystemExit(
+            f"{mutation.name}: its line stands in {len(places)} files, not once: the list has to follow the code"
+        )
+    text = places[0].read_text()
+    places[0].write_text(text.replace(mutation.right, mutation.wrong))
+    files = [] if whole_suite else [f"tests/{name}.py" for name in mutation.tests]
+    processes = [] if whole_suite else ["-n", "0"]
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *processes, *files]
+        found = subprocess.run(
+            command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True
+        )
+    finally:
+        places[0].write_text(text)
+    if found.returncode not in (0, 1):
+        raise SystemExit(f"{mutation.name}: the tests did not run\n{found.stdout[-2000:]}{found.stderr[-2000:]}")
+    return found.returncode == 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+"""What users hand to forecasts and fits: each case was a NaN, a wrong number, a crash or a silent loss before 0.2."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import run_of, small_runs
+
+from gfm_jax.base import Horizon, Layout
+from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
+from gfm_jax.tasks import linear_regression
+from gfm_jax.trajectories import (
+    check_forecast,
+    cut,
+    draw_pairs,
+    horizon_at,
+    observe,
+    prefix_of,
+    record_many,
+    save_steps,
+    survey,
+)
+
+FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
+
+
+def first(runs):
+    return jax.tree.map(lambda leaf: leaf[0], runs)
+
+
+@functools.cache
+def field(objective="flow_map"):
+    """A field that was fitted for a few steps, so that its forecasts move."""
+    forecaster = gradient_flow_matching(objective, **FIELD)
+    return forecaster, forecaster.fit(jax.random.key(0), [small_runs()])
+
+
+def forecast(run, last, forecaster=None, params=()):
+    forecaster, params = (forecaster, params) if forecaster else field()
+    return forecaster.forecast(params, prefix_of(run, last), horizon_at(run, -1)).weights
+
+
+def regressions(rates, saves, num_runs=8, optimizer=optax.sgd):
+    rates = np.broadcast_to(rates, (num_runs, len(rates))) if np.ndim(rates) == 1 else rates
+    task = linear_regression(jax.random.key(0), dim=4, num_examples=16)
+    return record_many(jax.random.split(jax.random.key(1), num_runs), task, optimizer, rates, saves)
+
+
+# --- values that training reaches ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["log_time", "lawa_half_log", "field"])
+def test_a_warm_up_from_zero_is_as_one_from_nearly_zero(name):
+    """(wrong before 0.2)"""
+    forecaster, params = field() if name == "field" else (getattr(baselines, name)(), ())
+    ends = []
+    for start in (0.0, 1e-4):
+        rates = optax.warmup_cosine_decay_schedule(start, 0.05, 10, 64)(np.arange(64))
+        run = first(regressions(rates, save_steps(64, 24, "log"), num_runs=1))
+        assert (float(run.time[1]) == 0) == (start == 0)
+        ends.append(np.asarray(forecast(run, 12, forecaster, params)))
+    assert np.isfinite(ends[0]).all()
+    np.testing.assert_allclose(ends[0], ends[1], atol=0.05)
+    assert np.abs(ends[0] - np.asarray(run.weights[12])).max() > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["flow_map", "velocity", "self_distilled"])
+def test_runs_whose_rate_decayed_to_zero_can_be_fitted_to(objective):
+    """(wrong before 0.2)"""
+    rates = np.concatenate([np.linspace(0.05, 0, 32), np.zeros(32)])
+    runs = regressions(rates, save_steps(64, 16))
+    forecaster = gradient_flow_matching(objective, num_steps=30, batch_size=64, widths=(8,))
+    params = forecaster.fit(jax.random.key(0), [runs])
+    at_rest = forecaster.forecast(params, prefix_of(runs, 12), horizon_at(runs, -1)).weights
+    np.testing.assert_array_equal(at_rest, runs.weights[:, 12])
+
+
+def test_pairs_of_a_run_at_rest_have_no_weight(key):
+    """(wrong before 0.2)"""
+    rest = np.ones((4, 9, 3), np.float32)
+    moves = rest * np.arange(9)[:, None]
+    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(np.stack([*rest, *moves]))
+    pairs = draw_pairs(key, cut(runs._replace(layout=Layout(("w",), ((3,),))), (0.5,)), 64, 1.0, 1.0)
+    resting = np.asarray(pairs.place[0]) < 4
+    np.testing.assert_array_equal(pairs.weight[resting], 0)
+    np.testing.assert_allclose(pairs.weight[~resting] * pairs.x_t[~resting] ** 2, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "steps", [[0, 500], [0, 1, 10, 100], [0, 1, 3, 8, 22, 62, 173, 486], [0, 10, 20, 30, 40, 100], [7, 9, 500]]
+)
+def test_few_and_log_spaced_saves_are_enough(steps):
+    """(wrong before 0.2)"""
+    weights = np.random.default_rng(0).normal(size=(len(steps), 4)).cumsum(0)
+    run = run_of(weights, step=steps, rate=0.002)
+    seen = observe(run)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen))
+    ahead = Horizon(*(jnp.float32(x) for x in (1361, 1361 * 0.002, 0.002)))
+    forecaster, params = field()
+    end = forecaster.forecast(params, run, ahead).weights
+    assert np.isfinite(end).all()
+    # Where the last gap is more than half of the prefix, noise is that of the last step alone: none.
+    if len(steps) < 7:
+        assert float(seen.tensor[0, 9]) == pytest.approx(np.log(1e-3), abs=0.1)
+
+
+def test_an_empty_tensor_changes_nothing():
+    """(wrong before 0.2)"""
+    run = run_of(np.random.default_rng(0).normal(size=(9, 6)).cumsum(0))
+    names, shapes = ("a/kernel", "b/kernel"), ((2, 2), (2,))
+    plain = observe(run._replace(layout=Layout(names, shapes)))
+    empty = observe(run._replace(layout=Layout((*names, "b/none"), (*shapes, (0, 3)))))
+    for part in ("coordinate", "directions", "scale", "run"):
+        np.testing.assert_allclose(getattr(empty, part), getattr(plain, part), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(empty.tensor[:2], plain.tensor, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(empty.tensor).all()
+
+
+def test_a_loss_of_any_sign_orders_as_it_should():
+    """(wrong before 0.2)"""
+    run = run_of(np.random.default_rng(0).normal(size=(9, 4)).cumsum(0))
+    falling = [np.linspace(high, low, 9) for high, low in ((3, 1), (1, -1), (-1, -3))]
+    told = [float(observe(run._replace(loss=jnp.asarray(loss))).run[0]) for loss in falling]
+    assert told == sorted(told, reverse=True)
+    assert told[0] == pytest.approx(np.log(1 + 1e-6), abs=1e-5)
+    assert told[2] == pytest.approx(2 * np.log(1e-6) - np.log(3 + 1e-6), rel=1e-5)
+
+
+def test_clocks_do_not_depend_on_their_unit_or_their_rounding():
+    """(wrong before 0.2)"""
+    values = np.linspace(0, 1, 17)[:, None] * np.array([1.0, -2.0])
+    tiny = run_of(values, rate=1e-9)
+    np.testing.assert_allclose(forecast(tiny, 8, baselines.linear()), values[-1], rtol=1e-4)
+    still = tiny._replace(time=jnp.minimum(tiny.time, tiny.time[4]))  # rates of 0 from save 4 on
+    np.testing.assert_array_equal(forecast(still, 8, baselines.linear()), tiny.weights[8])
+    assert np.abs(observe(still).directions[:, 11]).max() == 0  # the slope against time over the last half
+
+
+def test_features_of_time_follow_time_and_those_of_steps_steps():
+    """At rates that fall time and steps are two clocks: log(t / n) of each, by hand."""
+    from gfm_jax.fields.optimizer_aware import horizon_features
+
+    now, then = (Horizon(*map(jnp.float32, moment)) for moment in ((10, 2.0, 0.2), (30, 3.0, 0.05)))
+    np.testing.assert_allclose(
+        horizon_features(now, then), [np.log(3), np.log(1.5), 0.5, 0.25, (1.0 / 20) / 0.2], rtol=1e-5
+    )
+    zero = Horizon(*map(jnp.float32, (10, 0.0, 0.0)))  # (wrong before 0.2): all rates were 0 until now
+    np.testing.assert_allclose(horizon_features(zero, then), [np.log(3), np.log(1e6), 1e6 - 1, 1e3, 1e3], rtol=1e-3)
+
+
+def test_how_far_the_optimizer_would_carry_is_told_in_time_and_log_slopes_too():
+    """One weight, saves at steps 0, 8, 12, 16 at rates that fall: features of the motion by hand."""
+    step, time = np.array([0, 8, 12, 16]), np.array([0.0, 4.0, 5.0, 5.5])
+    run = run_of(np.array([[0.0], [3.0], [5.0], [6.0]]), step=step)
+    run = run._replace(time=jnp.asarray(time), gradient=jnp.array([[1.0], [1.0], [1.0], [2.0]]))
+    seen = observe(run)
+    # Descent 2 at the last rate, (5.5 - 5) / 4 a step, for 16 steps, over the way of the second half.
+    assert float(seen.tensor[0, 16]) == pytest.approx(np.log(2 * 0.125 * 16 / 3 + 1e-3), abs=1e-3)
+    inside = time >= 4  # the last three quarters of the steps
+    slope = np.polyfit(np.log(time[inside]), np.array([0.0, 3, 5, 6])[inside], 1)[0]
+    assert float(seen.directions[0, 10] * seen.scale[0]) == pytest.approx(slope, rel=1e-3)
+
+
+# --- values that cannot mean anything -----------------------------------------------------------------------------------
+
+BAD_PREFIXES = {
+    "weights": (lambda run: {"weights": run.weights.at[2, 1].set(jnp.inf)}, "prefix.weights: expected finite weights"),
+    "huge": (lambda run: {"weights": 1e20 * run.weights}, "prefix.weights: expected the largest between 1e-08 and 1e"),
+    "tiny": (lambda run: {"weights": 1e-20 * run.weights}, "prefix.weights: expected the largest between"),
+    "loss": (lambda run: {"loss": run.loss.at[1].set(jnp.nan)}, "prefix.loss: expected finite numbers"),
+    "gradient": (lambda run: {"gradient": run.gradient.at[1, 3].set(jnp.nan)}, "prefix: expected finite numbers in 'gradient'"),
+    "slot": (lambda run: {"state": run.state | {"nu": run.state["nu"].at[1].set(jnp.inf)}}, "finite numbers in 'nu'"),
+    "rate": (lambda run: {"learning_rate": run.learning_rate.at[0].set(-1.0)}, "learning_rate: expected numbers from 0"),
+    "steps": (lambda run: {"step": run.step.at[3].set(0)}, "prefix.step: expected numbers from 0 on, each larger"),
+    "time": (lambda run: {"time": run.time.at[3].set(0.0)}, "prefix.time: expected finite times from 0 on that never fall"),
+    "shape": (lambda run: {"loss": run.loss[:-1]}, r"prefix.loss: expected shape \(11,\), as the weights have it, got \(10,\)"),
+    "state": (lambda run: {"state": (1, 2)}, "prefix.state: expected a dict"),
+    "complex": (lambda run: {"weights": run.weights + 1j}, "prefix.weights: expected real numbers, got complex64"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", BAD_PREFIXES)
+def test_a_bad_prefix_is_refused_alone_and_in_a_batch(name):
+    """(wrong before 0.2)"""
+    change, message = BAD_PREFIXES[name]
+    run = first(small_runs())
+    prefix, horizon = prefix_of(run, 10), horizon_at(run, -1)
+    bad = prefix._replace(**change(prefix))
+    forecaster, params = field()
+    for ask in (forecaster, baselines.persistence(), nowcast.wnn()):
+        with pytest.raises(ValueError, match=message):
+            ask.forecast(params if ask is forecaster else (), bad, horizon)
+    if name not in (
+        "shape",
+        "state",
+        "complex",
+    ):  # in a batch it is named; in a trace it is NaN, and the others are not
+        batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), prefix, bad)
+        both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), horizon)
+        with pytest.raises(ValueError, match=f"{message}.*runs of the batch: 1$"):
+            forecaster.forecast(params, batch, both)
+        mapped = jax.vmap(lambda prefix, end: baselines.persistence().forecast((), prefix, end).weights)(batch, both)
+        np.testing.assert_array_equal(mapped[0], prefix.weights[-1])
+        assert np.isnan(mapped[1]).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 3.0}, "horizon: expected a step beyond the last observed one"),
+        ({"step": jnp.nan}, "horizon: expected a step beyond"),
+        ({"time": 0.0}, "horizon: expected a time that does not lie before the last observed one"),
+        ({"time": jnp.nan}, "horizon: expected a time"),
+        ({"learning_rate": -1.0}, "horizon: expected a learning rate from 0 on"),
+        ({"time": 60.0}, "horizon: expected its time as the sum of learning rates"),  # in steps
+        ({"step": jnp.ones(3)}, r"horizon.step: expected one number, got shape \(3,\)"),
+    ],
+)
+def test_a_bad_horizon_is_refused(change, message):
+    """(wrong before 0.2)"""
+    run = first(small_runs())
+    horizon = horizon_at(run, -1)._replace(**change)
+    for forecaster, params in (field(), (baselines.log_time(), ())):
+        with pytest.raises(ValueError, match=message):
+            forecaster.forecast(params, prefix_of(run, 10), horizon)
+
+
+def test_numbers_and_lists_do_as_well():
+    """(wrong before 0.2)"""
+    run = first(small_runs())
+    prefix, horizon = prefix_of(run, 10), horizon_at(run, -1)
+    plain = field()[0].forecast(field()[1], prefix, horizon).weights
+    listed = prefix._replace(
+        step=prefix.step.tolist(), time=prefix.time.tolist(), learning_rate=float(prefix.learning_rate[0])
+    )
+    numbers = Horizon(*(float(part) for part in horizon))
+    np.testing.assert_allclose(field()[0].forecast(field()[1], listed, numbers).weights, plain, rtol=1e-4, atol=1e-5)
+    bare = prefix._replace(time=None, learning_rate=None)
+    in_steps = Horizon(horizon.step, horizon.step, 1.0)
+    line = forecast(run_of(np.linspace(0, 1, 9)[:, None])._replace(time=None), 4, baselines.linear())
+    np.testing.assert_allclose(line, 1, rtol=1e-5)
+    assert np.isfinite(field()[0].forecast(field()[1], bare, in_steps).weights).all()
+
+
+# --- one run and a batch of runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["persistence", "lawa", "linear", "log_time", "dmd", "field", "tensor"])
+def test_a_batch_is_forecast_run_by_run(name):
+    """(wrong before 0.2)"""
+    if name == "tensor":
+        forecaster = gradient_flow_matching(head="tensor", **FIELD)
+        params = forecaster.fit(jax.random.key(0), small_runs())  # a batch that stands by itself
+    else:
+        forecaster, params = field() if name == "field" else (getattr(baselines, name)(), ())
+    runs = small_runs()
+    batch = forecaster.forecast(params, prefix_of(runs, 10), horizon_at(runs, -1)).weights
+    for i in (0, 5):
+        run = jax.tree.map(lambda leaf, i=i: leaf[i], runs)
+        one = forecaster.forecast(params, prefix_of(run, 10), horizon_at(run, -1)).weights
+        np.testing.assert_allclose(batch[i], one, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_is_no_run():
+    """(wrong before 0.2)"""
+    runs = small_runs()
+    for ask in (observe, lambda run: survey(run, jnp.sum)):
+        with pytest.raises(ValueError, match=r"run: expected one run \[saves, dim\], got \(6, 21, 39\)"):
+            ask(runs)
+    with pytest.raises(ValueError, match=r"runs\[0\]: expected a batch of runs"):
+        baselines.lfd2().fit(jax.random.key(0), [first(runs)])
+
+
+def test_saves_count_from_the_end_as_well():
+    """(wrong before 0.2)"""
+    run = first(small_runs())
+    np.testing.assert_array_equal(prefix_of(run, -1).weights, run.weights)
+    np.testing.assert_array_equal(observe(run, -3).origin, run.weights[-3])
+    np.testing.assert_array_equal(horizon_at(run, -2).step, run.step[-2])
+    for call in (prefix_of, horizon_at, observe):
+        with pytest.raises(ValueError, match="expected the index of one of 21 saves"):
+            call(run, 21)
+    with pytest.raises(ValueError, match="expected the index of one of 21 saves, 1 at least"):
+        observe(run, 0)
+
+
+# --- fits ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["field", "wnn", "lfd2"])
+def test_a_fit_leaves_out_runs_that_diverged_and_names_them(name):
+    """(wrong before 0.2)"""
+    rates = np.full((12, 40), 0.01)
+    rates[5] = 50.0
+    runs = regressions(rates, save_steps(40, 10), num_runs=12)
+    assert not runs.finite[5]
+    make = {
+        "field": lambda: gradient_flow_matching(**FIELD),
+        "wnn": lambda: nowcast.wnn(num_steps=5, batch_size=32),
+        "lfd2": lambda: baselines.lfd2(),
+    }[name]
+    with pytest.warns(UserWarning, match=r"runs\[0\]: 1 of 12 runs are not sound \(5\)"):
+        params = make().fit(jax.random.key(0), [runs])
+    good = jax.tree.map(lambda leaf: leaf[np.delete(np.arange(12), 5)], runs._replace(layout=None))
+    good = good._replace(layout=runs.layout)
+    expected = make().fit(jax.random.key(0), [good])
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(params), jax.tree.leaves(expected))
+    with pytest.raises(ValueError, match=r"runs\[0\].weights: expected finite weights"):
+        make().fit(jax.random.key(0), [jax.tree.map(lambda leaf: leaf[5:6], runs)])
+
+
+def test_calibration_leaves_out_what_diverged_too():
+    """(wrong before 0.2)"""
+    runs = small_runs()
+    bad = runs._replace(weights=runs.weights.at[2, -1].set(jnp.nan))
+    forecaster = gradient_flow_matching(**FIELD)
+    with pytest.warns(UserWarning, match=r"calibration\[0\]: 1 of 6"):
+        params = forecaster.fit(jax.random.key(0), runs, calibration=bad)
+    assert np.isfinite(params.half_width.value).all()
+    with pytest.raises(ValueError, match="windows of finite numbers, got others of the runs 2"):
+        forecaster.fit(jax.random.key(0), [cut(bad, (0.3,))])
+
+
+def test_a_run_that_never_moved_is_fitted_to_as_well():
+    """(wrong before 0.2)"""
+    rates = np.full((6, 40), 0.01)
+    rates[3] = 0.0
+    runs = regressions(rates, save_steps(40, 10), num_runs=6)
+    for forecaster in (gradient_flow_matching(**FIELD), nowcast.introspection(num_steps=5), baselines.lfd2()):
+        params = forecaster.fit(jax.random.key(0), [runs])
+        ends = forecaster.forecast(params, prefix_of(runs, 5), horizon_at(runs, -1)).weights
+        assert np.isfinite(ends).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: baselines.persistence().fit(None, [], calibratoin=1), TypeError, "calibratoin"),
+        (lambda: nowcast.wnn().fit(None, [], calibration=[]), TypeError, "calibration"),
+        (lambda: baselines.lfd2().fit(None, [], start=()), TypeError, "start"),
+        (lambda: gradient_flow_matching(**FIELD).fit(None, []), ValueError, "runs: expected one or more batches"),
+        (lambda: gradient_flow_matching(**FIELD).fit(None, 3), ValueError, "runs: expected one or more batches"),
+        (lambda: gradient_flow_matching(num_steps=0), ValueError, "num_steps: expected at least 1"),
+        (lambda: gradient_flow_matching(share_now=1.5), ValueError, r"share_now: expected a share in \[0, 1\]"),
+        (lambda: nowcast.lstm(batch_size=0), ValueError, "batch_size: expected at least 1"),
+        (lambda: cut(small_runs(), (0.5,), withheld=(("gradeint",),)), ValueError, "withheld: expected names among"),
+        (lambda: cut(small_runs(), ()), ValueError, "fractions: expected at least one"),
+        (lambda: check_forecast((), ()), ValueError, "prefix: expected a Trajectory, got tuple"),
+    ],
+)
+def test_nothing_is_swallowed(call, error, message):
+    """(wrong before 0.2)"""
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_lists_are_as_good_as_tuples():
+    """(wrong before 0.2)"""
+    listed = gradient_flow_matching(**FIELD | {"widths": [8], "fractions": [0.3, 0.5], "withheld": [["mu"]]})
+    as_tuples = gradient_flow_matching(**FIELD | {"withheld": (("mu",),)})
+    params = [forecaster.fit(jax.random.key(0), small_runs()) for forecaster in (listed, as_tuples)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def test_parameters_of_another_field_are_refused():
+    """(wrong before 0.2)"""
+    run = first(small_runs())
+    params, ends = field()[1], (prefix_of(run, 10), horizon_at(run, -1))
+    with pytest.raises(
+        ValueError, match=r"params: expected a field of widths \(16, 8\), got one that was fitted with \(8,\)"
+    ):
+        gradient_flow_matching(widths=(16, 8)).forecast(params, *ends)
+    with pytest.raises(ValueError, match="the field was fitted with another head"):
+        gradient_flow_matching(head="tensor", widths=(8,)).forecast(params, *ends)
+
+
+def test_saves_at_other_fractions_are_no_batch():
+    """(wrong before 0.2)"""
+    runs = jax.vmap(lambda step: run_of(np.ones((9, 3)), step=step)._replace(layout=None))(
+        np.stack([np.arange(9), np.arange(9) ** 2])
+    )
+    with pytest.raises(ValueError, match="runs: expected saves at like fractions of all runs of a batch, got run 1"):
+        cut(runs._replace(layout=Layout(("w",), ((3,),))), (0.5,))
+
+
+def test_strict_settings_of_jax(x64):
+    """Ranks that do not match are an error, NaN and infinity as well: forecasts pass. (wrong before 0.2)"""
+    run = run_of(np.random.default_rng(0).normal(size=(9, 4)).cumsum(0).astype(np.float32))
+    with warnings.catch_warnings():
+        settings = {"jax_numpy_rank_promotion": "raise", "jax_debug_nans": True, "jax_debug_infs": True}
+        before = {name: getattr(jax.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            for name in ("lawa_half_log", "sqrt_time", "exponential", "rank1", "dmd"):
+                assert np.isfinite(forecast(run, 6, getattr(baselines, name)())).all()
+            for objective in ("flow_map", "velocity", "self_distilled"):
+                forecaster = gradient_flow_matching(objective, **FIELD | {"num_steps": 3})
+                params = forecaster.fit(jax.random.key(0), [small_runs()])
+                assert np.isfinite(forecast(run, 6, forecaster, params)).all()
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)

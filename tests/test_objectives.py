@@ -1,0 +1,65 @@
+"""Losses of a field by hand: what a gradient may flow through, and what it must not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import small_runs
+
+from gfm_jax.fields import init_field
+from gfm_jax.losses import function_space_loss, laplace_nll, relative_huber
+from gfm_jax.methods.gradient_flow_objectives import ERROR_SHARE, draw_moves, function_space, weight_space
+from gfm_jax.methods.gradient_flow_recipe import Recipe, displacement
+from gfm_jax.trajectories import cut
+
+RECIPE = Recipe(widths=(8,), batch_size=32, function_runs=2)
+
+
+@pytest.fixture
+def drawn():
+    """A field that is zero nowhere, and a batch of moves."""
+    windows = [cut(small_runs(), (0.3, 0.5))]
+    batch = draw_moves(RECIPE, jax.random.key(0), windows)
+    field = init_field(jax.random.key(1), "coordinate", RECIPE.widths, batch[0])
+    leaves, treedef = jax.tree.flatten(field.network)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return field._replace(network=treedef.unflatten(leaves)), batch, windows
+
+
+def test_how_large_errors_are_expected_does_not_pull_on_the_forecast(drawn):
+    """The gradient of the whole is that of its two parts, the second at errors that are held fixed."""
+    field, batch, _ = drawn
+    step, target, weight = batch
+    found = jax.grad(lambda f: weight_space(RECIPE).loss(f, None, batch)[0])(field)
+    forecast, _ = displacement(RECIPE, field, step)
+    along = jax.grad(lambda f: relative_huber(displacement(RECIPE, f, step)[0], target, weight))(field)
+    expected_error = jax.grad(lambda f: laplace_nll(displacement(RECIPE, f, step)[1], forecast - target))(field)
+    expected = jax.tree.map(lambda a, b: a + ERROR_SHARE * b, along, expected_error)
+    leaves = zip(jax.tree.leaves(found.network), jax.tree.leaves(expected.network), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_error.network)) > 1e-3
+
+
+def test_in_function_space_neither_does_it(drawn):
+    """Where the loss at the weights and their error pull on nothing, only the expected error is learned."""
+    field, _, windows = drawn
+    objective = function_space(RECIPE._replace(weight=0.0), (lambda w: jnp.zeros(()) * w.sum() + 1.0,))
+    batch = objective.sample(jax.random.key(3), windows)
+    gradient = jax.grad(lambda f: objective.loss(f, None, batch)[0])(field).network["params"]["output"]
+    np.testing.assert_allclose(gradient["bias"][:-1], 0, atol=1e-8)  # of the coefficients and the residual
+    assert abs(float(gradient["bias"][-1])) > 1e-4
+
+
+def test_the_loss_at_the_last_weights_is_a_constant():
+    """(L(w_hat) + .001) / (L(w_n) + .001) is descended in the forecast alone, also where both are functions of one number."""
+    loss = lambda w: jnp.sum(w**2)
+    of = lambda shift: function_space_loss(loss, jnp.ones(2) + shift, jnp.ones(2) + shift, jnp.zeros(2), 0.0)
+    assert float(jax.grad(of)(0.0)) == pytest.approx(4 / 2.001, rel=1e-5)
+    at_rest = function_space_loss(loss, jnp.ones(2), jnp.zeros(2), jnp.zeros(2), 1.0)  # no error relative to no motion
+    assert float(at_rest) == pytest.approx(np.log(2.001 / 0.001), rel=1e-5)
+    below = function_space_loss(
+        lambda w: -jnp.sum(w), jnp.ones(2), jnp.zeros(2), jnp.ones(2), 0.0
+    )  # (wrong before 0.2)
+    assert float(below) == pytest.approx(np.log(1e-3) - np.log(2.001), rel=1e-5)
