@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from gfm_jax.layers import parts_of
 
-__all__ = ["check_parameters"]
+__all__ = ["check_parameters", "leaf_names"]
 
 # Collections of flax that hold no parameters.
 COLLECTIONS = {"batch_stats", "cache", "intermediates", "perturbations", "_overwrite_with_gradient"}
@@ -43,7 +43,7 @@ def check_parameters(weights: PyTree, name: str = "weights") -> tuple[str, ...]:
         raise ValueError(f"{name}: expected a pytree with at least one array, got one without leaves")
     paths = [path for path, _ in leaves]
     _check_collections([tuple(_component(key) for key in path) for path in paths], name)
-    names = _names(paths)
+    names = leaf_names(weights)
     _check_statistics(names, name)
     _check_dtypes(names, [leaf for _, leaf in leaves], name)
     return names
@@ -53,8 +53,10 @@ def _component(key) -> str:
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
-def _names(paths):
-    """Without what libraries add: the collection "params", and the field in which a variable of NNX holds its array."""
+def leaf_names(weights: PyTree) -> tuple[str, ...]:
+    """The names of the leaves, without what libraries add to their paths: the collection "params", and the field in which a
+    variable of NNX holds its array."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
     components = [[_component(key) for key in path] for path in paths]
     holds = lambda path: len(path) > 1 and path[-1] in ("value", "raw_value")
     all_hold = all(map(holds, components))

@@ -1,8 +1,12 @@
 """What every operation of a program does to the axes of its arrays."""
 
+import jax.numpy as jnp
+
 from gfm_jax.encoders.axes import Axes, Leg
 
 __all__ = ["RULES"]
+
+MANTISSA = 7  # bits, those of bfloat16: numbers with fewer are steps rather than rounded numbers
 
 
 def _combine(book, eqn, arrays, signs: list | None) -> Axes:
@@ -11,7 +15,10 @@ def _combine(book, eqn, arrays, signs: list | None) -> Axes:
     arrays = [array for array in arrays if array.axes or not array.zero]
     shape = eqn.outvars[0].aval.shape
     full = [array for array in arrays if len(array.axes) == len(shape)]
-    constant_beside = signs is None and any(not array.axes and not array.zero for array in arrays) and bool(shape)
+    if signs is None:
+        full.sort(key=lambda array: array.zero)  # what is not zero first, for the others to be compared with
+    number_beside = bool(shape) and any(not array.axes and not array.zero for array in arrays)
+    constant_beside = signs is None and number_beside
     axes = []
     for place, size in enumerate(shape):
         alike = book.uniform((size,)).axes[0]  # what an axis of size 1 is beside a longer one
@@ -25,7 +32,7 @@ def _combine(book, eqn, arrays, signs: list | None) -> Axes:
             for other, sign in zip(others, signs[1:], strict=True):
                 axis = _product(book, axis, other, sign)
         axes.append(tuple(axis))
-    return Axes(tuple(axes), bool(full) and all(array.zero for array in full))
+    return Axes(tuple(axes), bool(full) and not number_beside and all(array.zero for array in full))
 
 
 def _equal(book, a, b, a_zero, b_zero):
@@ -73,8 +80,8 @@ def _times(book, eqn, *arrays):
 
 def _over(book, eqn, above, below):
     if len(above.axes) == len(below.axes):
-        return _combine(book, eqn, [above, below], [1, -1])
-    return above if above.axes else _scaled(book, below, -1)
+        return _combine(book, eqn, [above, below], [1, -1])._replace(zero=False)
+    return above if above.axes else _scaled(book, below, -1)._replace(zero=False)
 
 
 def _compare(book, eqn, *arrays):
@@ -88,12 +95,20 @@ def _to_degree_zero(book, array):
 
 
 def _select(book, eqn, which, *cases):
+    """A choice among cases that scale alike, by what scales as nothing does; it tells apart the units of either."""
     chosen = _combine(book, eqn, cases, None)
-    if which.axes:
-        for axis, by in zip(chosen.axes, which.axes, strict=True):
-            for leg, _ in book.match(by, axis) or ():
-                book.relate(leg, (leg.degree, 1))
-    return chosen
+    if not which.axes:
+        return chosen
+    axes = []
+    for axis, by in zip(chosen.axes, which.axes, strict=True):
+        pairs = book.match(axis, by)
+        if pairs is None:
+            axes.append(axis)
+            continue
+        for _, leg in pairs:
+            book.relate(leg, (leg.degree, 1))
+        axes.append(tuple(leg if leg.family is not None else other._replace(degree=None) for leg, other in pairs))
+    return Axes(tuple(axes), chosen.zero)
 
 
 def _scaled(book, array, factor):
@@ -118,7 +133,20 @@ def _sign(book, eqn, array):
 
 
 def _power(book, eqn, array):
-    return _scaled(book, array, float(eqn.params["y"]))._replace(zero=array.zero)
+    y = eqn.params["y"]
+    return _scaled(book, array, float(y))._replace(zero=array.zero and y > 0)
+
+
+def _cast(book, eqn, array):
+    """To floating-point numbers that round little, the same; to truth values, whether it is zero; else a curved function."""
+    to = eqn.outvars[0].aval.dtype
+    if jnp.issubdtype(to, jnp.inexact) and jnp.finfo(to).nmant >= MANTISSA:
+        return array
+    return _to_degree_zero(book, array) if to == jnp.bool_ else _curved(book, eqn, array)
+
+
+def _rounded(book, eqn, array):
+    return array if eqn.params["mantissa_bits"] >= MANTISSA else _curved(book, eqn, array)
 
 
 def _curved(book, eqn, *arrays):
@@ -150,6 +178,8 @@ def _dot(book, eqn, left, right):
 def _convolve(book, eqn, image, kernel):
     spec, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     shape = eqn.outvars[0].aval.shape
+    if eqn.params["batch_group_count"] != 1:
+        return _unknown(book, eqn, image, kernel)
     (batch, channel, *space), (out, into, *window), (out_batch, out_channel, *_) = spec
     for place in space:
         book.pin_axis(image.axes[place])
@@ -183,6 +213,19 @@ def _transpose(book, eqn, array):
     return Axes(tuple(array.axes[place] for place in eqn.params["permutation"]), array.zero)
 
 
+def _unknown(book, eqn, *arrays):
+    """No symmetry is claimed."""
+    for array in arrays:
+        book.pin(array)
+    return book.pinned(eqn.outvars[0].aval.shape)
+
+
+def _reshape_in_order(book, eqn, array, *others):
+    if eqn.params.get("dimensions") is not None:  # another order of the entries than that of the axes
+        return _unknown(book, eqn, array)
+    return _reshape(book, eqn, array, *others)
+
+
 def _reshape(book, eqn, array, *_):
     legs, axes = [leg for axis in array.axes for leg in book.expand(axis)], []
     for size in eqn.outvars[0].aval.shape:
@@ -202,39 +245,40 @@ def _reshape(book, eqn, array, *_):
     return Axes(tuple(axes), array.zero)
 
 
-def _where_unchanged(book, eqn, array, *others):
-    """Keeps the axes whose size stays, pins the others: slices, padding, windows that move along the others."""
-    for other in others:
-        book.pin(other)
-    shape = eqn.outvars[0].aval.shape
-    before = eqn.invars[0].aval.shape
-    fresh = book.pinned(shape)
+def _keep(book, eqn, array, kept):
+    """Keeps the axes of which that is true, and pins the others, before and after."""
+    fresh = book.pinned(eqn.outvars[0].aval.shape)
     axes = []
-    for place, axis in enumerate(array.axes):
-        keeps = shape[place] == before[place]
+    for axis, new, keeps in zip(array.axes, fresh.axes, kept, strict=True):
         if not keeps:
             book.pin_axis(axis)
-        axes.append(axis if keeps else fresh.axes[place])
+        axes.append(axis if keeps else new)
     return Axes(tuple(axes), array.zero)
+
+
+def _slice(book, eqn, array, *indices):
+    """Of an axis whose size stays, a slice is the whole: it cannot reach beyond the ends."""
+    for index in indices:
+        book.pin(index)
+    sizes = zip(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, strict=True)
+    return _keep(book, eqn, array, [before == after for before, after in sizes])
 
 
 def _pad(book, eqn, array, filler):
-    found = _where_unchanged(book, eqn, array)
+    """An axis stays only where nothing is added or taken away at either end or between its entries."""
+    found = _keep(book, eqn, array, [not any(config) for config in eqn.params["padding_config"]])
     if not filler.zero:
         for axis in found.axes:
             book.weightless(axis)
-    return found
+    return found._replace(zero=array.zero and filler.zero)
 
 
 def _window(book, eqn, array, *_):
-    """Pooling: along axes with windows of more than one entry the units stay in their places."""
-    fresh = book.pinned(eqn.outvars[0].aval.shape)
-    axes = []
-    for place, (axis, width) in enumerate(zip(array.axes, eqn.params["window_dimensions"], strict=True)):
-        if width > 1:
-            book.pin_axis(axis)
-        axes.append(axis if width == 1 else fresh.axes[place])
-    return Axes(tuple(axes), array.zero)
+    """Pooling: an axis stays only where every window is one entry, at every entry, and there are no others."""
+    at = eqn.params
+    dims = zip(at["window_dimensions"], at["window_strides"], at["padding"], at["base_dilation"], strict=True)
+    whole = [(width, stride, tuple(pad), base) == (1, 1, (0, 0), 1) for width, stride, pad, base in dims]
+    return _keep(book, eqn, array, whole)
 
 
 def _concatenate(book, eqn, *arrays):
@@ -257,18 +301,20 @@ def _concatenate(book, eqn, *arrays):
 
 RULES = {
     **dict.fromkeys(("add", "sub", "max", "min", "add_any"), _alike),
-    **dict.fromkeys(("neg", "abs", "convert_element_type", "copy", "stop_gradient", "reduce_precision", "real"), _same),
+    **dict.fromkeys(("neg", "abs", "copy", "stop_gradient", "real"), _same),
     **dict.fromkeys(("gt", "lt", "ge", "le", "eq", "ne"), _compare),
     **dict.fromkeys(("exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sin", "cos", "pow"), _curved),
     **dict.fromkeys(("floor", "ceil", "round", "is_finite", "not", "and", "or", "clamp", "erfc", "rem"), _curved),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduce),
-    **dict.fromkeys(("slice", "dynamic_slice"), _where_unchanged),
+    **dict.fromkeys(("slice", "dynamic_slice"), _slice),
     **dict.fromkeys(("reduce_window_max", "reduce_window_sum", "reduce_window_min"), _window),
     "mul": _times,
     "div": _over,
     "select_n": _select,
     "sign": _sign,
     "integer_pow": _power,
+    "convert_element_type": _cast,
+    "reduce_precision": _rounded,
     "square": lambda book, eqn, array: _scaled(book, array, 2.0),
     "sqrt": lambda book, eqn, array: _scaled(book, array, 0.5),
     "rsqrt": lambda book, eqn, array: _scaled(book, array, -0.5)._replace(zero=False),
@@ -276,7 +322,7 @@ RULES = {
     "conv_general_dilated": _convolve,
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
-    "reshape": _reshape,
+    "reshape": _reshape_in_order,
     "squeeze": _reshape,
     "expand_dims": _reshape,
     "pad": _pad,

@@ -1,5 +1,7 @@
 """Symmetries of networks: units that may change places, and be rescaled, without changing what the network computes."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +12,8 @@ import scipy.linalg
 from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.encoders.trace import trace_axes
+from gfm_jax.encoders.trial import change, moved, rescaled, trial_of
+from gfm_jax.parameters import leaf_names
 from gfm_jax.pytrees import ravel, unravel
 
 __all__ = [
@@ -58,45 +62,84 @@ class Element(NamedTuple):
     log_scale: tuple[Float[Array, "rescalings size"], ...]
 
 
-def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry:
+def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree, check: bool = True) -> Symmetry:
     r"""Finds the permutations and rescalings of hidden units that leave a network's outputs as they are.
 
     .. math:: f_{g \cdot w}(x) = f_w(x) \quad \forall g
 
     The network's own program is followed, operation by operation, whatever the architecture: dense layers, convolutions,
     residual connections, normalisation, attention. Rescalings are found where all that acts on a unit is positively
-    homogeneous, as relu is. Of an operation that is not known no symmetry is claimed.
+    homogeneous, as relu is. Of an operation that is not known no symmetry is claimed. What was found is then tried at random
+    weights and inputs, each family's permutations and rescalings by themselves; what changes the outputs is left out, with a
+    warning that names the tensors.
 
     Args:
       apply: `(weights, *inputs) -> outputs`.
       weights: a pytree of arrays, or of their shapes.
       *inputs: examples, or their shapes; at least two of a batch.
+      check: whether to try what was found: a compilation of the network, and a call for each family and rescaling.
 
     Returns:
       The symmetry, of flat weights as `pytrees.ravel` makes them.
     """
-    return _symmetry(trace_axes(apply, weights, *inputs))[0]
+    traced = trace_axes(apply, weights, *inputs)
+    symmetry = _symmetry(traced)[0]
+    if not check or not symmetry.families:
+        return symmetry
+    return _confirmed(symmetry, trial_of(traced.program, weights, inputs), traced.eps, leaf_names(weights))
 
 
-def find_relabeling(apply: Callable, weights: PyTree, *inputs: PyTree) -> Symmetry:
+def _confirmed(symmetry, trial, eps, names):
+    """What of a symmetry leaves the outputs of a trial as they are."""
+
+    def drop(what, family, why):
+        tensors = ", ".join(dict.fromkeys(names[leaf] or "the weights" for leaf, _ in family.places))
+        warnings.warn(f"find_symmetry: {what} of {family.size} units of {tensors} dropped: {why}", stacklevel=4)
+
+    why = "outputs at random weights are not finite, so that it cannot be tried; check=False keeps it"
+    families = []
+    for number, family in enumerate(symmetry.families):
+        if trial.outputs is None:
+            drop("the symmetry", family, why)
+            continue
+        if (found := change(trial, moved(trial, symmetry.shapes, family, number)[0])) > math.sqrt(eps):
+            drop("the exchange", family, f"it changes outputs by {found:.2g} of the largest")
+            continue
+        kept = []
+        for exponents in family.exponents:
+            if (found := change(trial, rescaled(trial, symmetry.shapes, family, exponents, number))) > math.sqrt(eps):
+                drop("a rescaling", family, f"it changes outputs by {found:.2g} of the largest")
+            else:
+                kept.append(exponents)
+        families.append(family._replace(exponents=tuple(kept)))
+    return symmetry._replace(families=tuple(families))
+
+
+def find_relabeling(apply: Callable, weights: PyTree, *inputs: PyTree, check: bool = True) -> Symmetry:
     r"""Finds how a network's outputs, the classes that it tells apart, can be exchanged by exchanging weights.
 
     .. math:: f_{g \cdot w}(x) = g \cdot f_w(x)
 
     Args:
-      apply, weights, inputs: as in `find_symmetry`; outputs are exchanged along their last axis.
+      apply, weights, inputs, check: as in `find_symmetry`; outputs are exchanged along their last axis.
 
     Returns:
       A symmetry of one family, the outputs, for `relabel`.
 
     Raises:
-      ValueError: where the outputs are no units that can change places.
+      ValueError: where the outputs are no units that can change places, or do not do so when it is tried.
     """
     traced = trace_axes(apply, weights, *inputs, relabel=True)
     symmetry, names = _symmetry(traced)
+    refused = ValueError("apply: expected outputs that are units of the network's last layer, to be exchanged")
     if len(traced.outputs) != 1 or traced.outputs[0] not in names:
-        raise ValueError("apply: expected outputs that are units of the network's last layer, to be exchanged")
+        raise refused
     outputs = symmetry.families[names.index(traced.outputs[0])]
+    if check:
+        trial = trial_of(traced.program, weights, inputs)
+        leaves, order = moved(trial, symmetry.shapes, outputs)
+        if trial.outputs is None or change(trial, leaves, order) > math.sqrt(traced.eps):
+            raise refused
     return Symmetry(symmetry.shapes, (outputs._replace(exponents=()),))
 
 

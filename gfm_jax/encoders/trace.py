@@ -28,12 +28,16 @@ class Traced(NamedTuple):
       pinned: families whose units must keep their places.
       relations: by family, equations sum_i coefficient_i degree_i = 0, as dicts from number to coefficient.
       outputs: the families that run over the last axis of the outputs.
+      eps: of the coarsest floating-point type that the network computes in, bfloat16 at most.
+      program: the network's, of all leaves of weights and inputs.
     """
 
     legs: list[list[Leg]]
     pinned: set[int]
     relations: dict[int, list[dict[int, float | int]]]
     outputs: list[int]
+    eps: float
+    program: core.ClosedJaxpr
 
 
 def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree, relabel: bool = False) -> Traced:
@@ -46,12 +50,17 @@ def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree, relabel: bool 
       *inputs: examples, or their shapes.
     """
     shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
-    program = jax.make_jaxpr(apply)(shapes(weights), *map(shapes, inputs))
+    with jax.default_matmul_precision("highest"):  # for the outputs to be compared
+        program = jax.make_jaxpr(apply)(shapes(weights), *map(shapes, inputs))
     book = Book()
     num_weights = len(jax.tree.leaves(weights))
     arrays = [book.fresh(var.aval.shape) for var in program.jaxpr.invars[:num_weights]]
+    for array, var in zip(arrays, program.jaxpr.invars, strict=False):
+        if not jnp.issubdtype(var.aval.dtype, jnp.floating):  # integers cannot be rescaled
+            for axis in array.axes:
+                book.weightless(axis)
     arrays += [book.pinned(var.aval.shape) for var in program.jaxpr.invars[num_weights:]]
-    constants = [book.constant(np.asarray(value)) for value in program.consts]
+    constants = [_constant(book, value) for value in program.consts]
     last: list[Leg] = []
     for output in _walk(book, program.jaxpr, constants, arrays):
         if relabel and output.axes:
@@ -62,18 +71,35 @@ def trace_axes(apply: Callable, weights: PyTree, *inputs: PyTree, relabel: bool 
     legs = [[leg for axis in array.axes for leg in book.expand(axis)] for array in arrays[:num_weights]]
     pinned = {root for family in book.fixed for root in book.roots(family)}
     outputs = [leg.family for leg in book.expand(last) if leg.family is not None]
-    return Traced(legs, pinned, book.relations_by_root(), outputs)
+    return Traced(legs, pinned, book.relations_by_root(), outputs, _coarsest(program.jaxpr), program)
+
+
+def _constant(book, value) -> Axes:
+    if jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended):  # keys
+        return book.pinned(np.shape(value))
+    return book.constant(np.asarray(value))
+
+
+def _coarsest(jaxpr) -> float:
+    variables = [*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
+    dtypes = {getattr(var.aval, "dtype", jnp.int32) for var in variables}
+    own = [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    params = [value for eqn in jaxpr.eqns for value in eqn.params.values()]
+    parts = [part for value in params for part in (value if isinstance(value, tuple | list) else (value,))]
+    bodies = [getattr(part, "jaxpr", part) for part in parts]
+    inner = [_coarsest(body) for body in bodies if hasattr(body, "eqns")]
+    return min(max([*own, *inner], default=0.0), float(jnp.finfo(jnp.bfloat16).eps))
 
 
 def _walk(book: Book, jaxpr, constants: list[Axes], inputs: list[Axes]) -> list[Axes]:
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True))
-    read = lambda atom: book.constant(np.asarray(atom.val)) if isinstance(atom, core.Literal) else known[atom]
+    read = lambda atom: _constant(book, atom.val) if isinstance(atom, core.Literal) else known[atom]
     for eqn in jaxpr.eqns:
         arrays, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
         inner = next((eqn.params[key] for key in ("call_jaxpr", "jaxpr") if key in eqn.params), None)
         if inner is not None and name in CALLS:
             closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
-            consts = [book.constant(np.asarray(value)) for value in closed.consts]
+            consts = [_constant(book, value) for value in closed.consts]
             outputs = _walk(book, closed.jaxpr, consts, arrays)
         elif name in RULES:
             outputs = [RULES[name](book, eqn, *arrays)]
