@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder
 from gfm_jax.checks import check_choices
-from gfm_jax.encoders.linear import check_size, check_weights
+from gfm_jax.encoders.linear import check_size, check_weights, mean_and_std
 from gfm_jax.encoders.reconstruction import behavioural, gaussian_kl, relative_square
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.training import fit as minimise
@@ -86,10 +86,10 @@ def autoencoder(
     examples = () if inputs is None else jnp.asarray(inputs)
 
     def fit(key, weights, *, folder=None, progress=None) -> Params:
-        check_weights(weights, 2)
+        weights = check_weights(weights, 2)
         key_init, key_fit = jax.random.split(key)
         networks = init_network(_networks(recipe, weights.shape[1]), key_init, weights[0])
-        params = Params(networks, weights.mean(0), jnp.sqrt(weights.var(0).mean()))
+        params = Params(networks, *mean_and_std(weights))
         loss, sample, optimizer = _objective(recipe, outputs, augment)
         options = {"average": recipe.average, "folder": folder, "progress": progress}
         data = (weights, examples)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Encoder
-from gfm_jax.encoders.linear import check_weights
+from gfm_jax.encoders.linear import check_weights, power_of_two, wide
 from gfm_jax.encoders.symmetry import Symmetry, flat, leaves_of, move, rescale
 
 __all__ = ["balance", "canonical", "match"]
@@ -34,10 +34,9 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Encoder:
     """
 
     def fit(key: Array, weights: Float[Array, "num dim"], *, folder=None, progress=None) -> Float[Array, " dim"]:
-        check_weights(weights, 1)
-        return _reference(symmetry, rounds, weights)
+        return _reference(symmetry, rounds, check_weights(weights, 1))
 
-    encode = lambda reference, w: match(symmetry, reference, balance(symmetry, w))
+    encode = lambda reference, w: match(symmetry, reference, balance(symmetry, wide(w)))
     return Encoder(fit, encode, lambda reference, z: z)
 
 
@@ -59,8 +58,10 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
     one unit and rescaling after the other, n_p being the squared weights of the unit at place p. The problem is convex, so that
     the result does not depend on how the weights were scaled. A unit without any incoming or any outgoing weight stays.
     """
+    weights = wide(weights)
     if not any(family.exponents for family in symmetry.families):
         return weights
+    size = power_of_two(weights)  # balance is a matter of ratios
 
     def sweep(carry):
         count, leaves, _ = carry
@@ -74,8 +75,8 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
         return count + 1, leaves, jnp.stack(moved).max()
 
     go_on = lambda carry: (carry[0] < MAX_SWEEPS) & (carry[2] > 4 * jnp.finfo(weights.dtype).eps)
-    start = 0, leaves_of(symmetry, weights), jnp.array(jnp.inf, weights.dtype)
-    return flat(jax.lax.while_loop(go_on, sweep, start)[1])
+    start = 0, leaves_of(symmetry, weights / size), jnp.array(jnp.inf, weights.dtype)
+    return size * flat(jax.lax.while_loop(go_on, sweep, start)[1])
 
 
 def _log_scale(family, leaves, exponents):
@@ -108,11 +109,12 @@ def match(
       weights: of one network.
       sweeps: over all families, after the first.
     """
-    targets, leaves = leaves_of(symmetry, reference), leaves_of(symmetry, weights)
+    targets, leaves = leaves_of(symmetry, _of_size_one(reference)), leaves_of(symmetry, weights)
+    size = power_of_two(wide(weights))
 
     def put_in_order(leaves, number, places):
         family = symmetry.families[number]
-        gain = sum(_products(leaves[leaf], targets[leaf], axis) for leaf, axis in places)
+        gain = sum(_products(wide(leaves[leaf]) / size, targets[leaf], axis) for leaf, axis in places)
         rows, columns = optax.assignment.hungarian_algorithm(-gain)  # of the target's places, the unit that fits each
         return move(family, leaves, jnp.zeros(family.size, rows.dtype).at[rows].set(columns))
 
@@ -127,6 +129,10 @@ def match(
 
         leaves = jax.lax.fori_loop(0, sweeps, sweep, leaves)
     return flat(leaves)
+
+
+def _of_size_one(weights):
+    return wide(weights) / power_of_two(wide(weights))
 
 
 def _twice(family):

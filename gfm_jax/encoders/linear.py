@@ -53,9 +53,7 @@ def standardized(by_coordinate: bool = False) -> Encoder:
     """
 
     def fit(key, weights, *, folder=None, progress=None):
-        check_weights(weights, 2)
-        std = weights.std(0) if by_coordinate else jnp.sqrt(weights.var(0).mean())
-        return Standard(weights.mean(0), jnp.where(std > 0, std, 1))
+        return Standard(*mean_and_std(check_weights(weights, 2), by_coordinate))
 
     def encode(at, w):
         check_size(w, at.mean)
@@ -80,7 +78,7 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
         raise ValueError(f"num_codes: expected at least 1 component, got {num_codes}")
 
     def fit(key, weights, *, folder=None, progress=None):
-        check_weights(weights, num_codes + 1, f" for {num_codes} components")
+        weights = check_weights(weights, num_codes + 1, f" for {num_codes} components")
         if num_codes > weights.shape[1]:
             raise ValueError(
                 f"num_codes: expected at most the {weights.shape[1]} weights of a network, got {num_codes}"
@@ -88,9 +86,11 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
         from sklearn.decomposition import PCA  # on first use: it takes a second
 
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))  # of the randomised solver
-        found = PCA(num_codes, random_state=seed).fit(np.asarray(weights))
-        std = np.sqrt(found.explained_variance_) if whiten else np.ones(num_codes)
-        arrays = (found.mean_, found.components_, np.where(std > 0, std, 1))
+        size = np.asarray(power_of_two(weights))
+        with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance that is zero, which nobody reads
+            found = PCA(num_codes, random_state=seed).fit(np.asarray(weights) / size)
+        std = size * np.sqrt(found.explained_variance_) if whiten else np.ones(num_codes)
+        arrays = (size * found.mean_, found.components_, np.where(std > 0, std, 1))
         return Components(*(jnp.asarray(array, weights.dtype) for array in arrays))
 
     def encode(at, w):
@@ -131,8 +131,45 @@ def check_size(weights: Array, like: Array) -> None:
         raise ValueError(f"weights: expected {like.shape[0]} for a network, as in the fit, got shape {weights.shape}")
 
 
-def check_weights(weights, least: int, why: str = "") -> None:
-    """Raises ValueError for weights that are not [num, dim] and finite, or of fewer networks than needed."""
+def check_weights(weights, least: int, why: str = "") -> Array:
+    """The weights of several networks in float32 or better.
+
+    Raises:
+      ValueError: for weights that are not an array [num, dim] of real and finite numbers, or of fewer networks than needed.
+    """
+    if not (hasattr(weights, "ndim") and hasattr(weights, "dtype")):
+        raise ValueError(
+            f"weights: expected an array [num, dim], got a {type(weights).__name__}; jnp.stack makes one of rows"
+        )
     if weights.ndim != 2 or len(weights) < least:
         raise ValueError(f"weights: expected those of at least {least} networks{why}, [num, dim], got {weights.shape}")
+    weights = wide(weights)
     check_finite("weights", weights)
+    return weights
+
+
+def wide(weights: Array) -> Array:
+    """In float32 or better: sums and squares of bytes wrap, and those of bfloat16 stand still.
+
+    Raises:
+      ValueError: for complex weights.
+    """
+    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"weights: expected real numbers, got {weights.dtype}; write complex weights as two real arrays"
+        )
+    return jnp.asarray(weights, jnp.promote_types(weights.dtype, jnp.float32))
+
+
+def power_of_two(weights: Array) -> Array:
+    """Of the size of the largest entry, to divide by without rounding before anything is squared."""
+    exponent = jnp.frexp(jnp.abs(weights).max())[1] - 1
+    return jnp.ldexp(jnp.ones((), weights.dtype), jnp.clip(exponent, -120, 120))
+
+
+def mean_and_std(weights: Float[Array, "num dim"], by_coordinate: bool = False) -> tuple[Array, Array]:
+    """The mean of the weights, and their deviation, one for all or one for each; 1 where nothing varies."""
+    size = power_of_two(weights)
+    scaled = weights / size
+    std = scaled.std(0) if by_coordinate else jnp.sqrt(scaled.var(0).mean())
+    return size * scaled.mean(0), jnp.where(std > 0, size * std, 1)

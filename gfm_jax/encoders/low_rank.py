@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Encoder, Layout
-from gfm_jax.encoders.linear import check_size, check_weights
+from gfm_jax.encoders.linear import check_size, check_weights, wide
 from gfm_jax.pytrees import output_axes
 
 __all__ = ["low_rank"]
@@ -54,7 +54,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
         raise ValueError(f"rank: expected at least 1, got {rank}")
     if backbone.shape != (layout.dim,):
         raise ValueError(f"backbone: expected the {layout.dim} weights of the layout, got shape {backbone.shape}")
-    adapters = _adapters(layout, rank)
+    adapters, backbone = _adapters(layout, rank), wide(backbone)
 
     def fit(key, weights, *, folder=None, progress=None):
         check_weights(weights, 1)
@@ -66,7 +66,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
 
     def encode(params, w):
         check_size(w, backbone)
-        change, codes, done = w - backbone, [], 0.0
+        change, codes, done = wide(w) - backbone, [], 0.0
         for a in adapters:
             found, done = _factors(a, change[a.start : a.start + a.size], done)
             codes.append(found)

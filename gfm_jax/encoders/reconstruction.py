@@ -33,6 +33,9 @@ def behavioural(
       inputs: examples to look at.
       logits: whether the mean over the outputs of an example is left out, as softmax leaves it out.
 
+    Returns:
+      The share; where the network's outputs are all zero, the mean square of the change itself.
+
     Raises:
       ValueError: for logits of one class.
     """
@@ -41,7 +44,8 @@ def behavioural(
         if f_target.shape[-1] == 1:
             raise ValueError("logits: expected False for one output, got True")
         f_found, f_target = (f - f.mean(-1, keepdims=True) for f in (f_found, f_target))
-    return jnp.mean((f_found - f_target) ** 2) / jnp.mean(f_target**2)
+    size = jnp.mean(f_target**2)
+    return jnp.mean((f_found - f_target) ** 2) / jnp.where(size > 0, size, 1)
 
 
 def gaussian_kl(mean: Float[Array, " codes"], log_std: Float[Array, " codes"]) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder, Layout
 from gfm_jax.encoders.autoencoder import autoencoder_loss, autoencoder_recipe, encoder_optimizer
-from gfm_jax.encoders.linear import check_size, check_weights
+from gfm_jax.encoders.linear import check_size, check_weights, mean_and_std
 from gfm_jax.encoders.tokens import from_tokens, to_tokens, tokens_of
 from gfm_jax.networks import MLP, DeepSet, init_network
 from gfm_jax.training import fit as minimise
@@ -89,14 +89,15 @@ def token_autoencoder(
         weights = (weights,) if hasattr(weights, "ndim") else tuple(weights)
         if len(weights) != len(layouts):
             raise ValueError(f"weights: expected those of {len(layouts)} kinds of networks, got {len(weights)}")
+        weights = tuple(check_weights(own, 2) for own in weights)
         for own, layout in zip(weights, layouts, strict=True):
-            check_weights(own, 2)
             if own.shape[1] != layout.dim:
                 raise ValueError(f"weights: expected {layout.dim} for each network of its layout, got {own.shape[1]}")
         key_init, key_fit = jax.random.split(key)
         networks = init_network(module, key_init, to_tokens(kinds[0], weights[0][0]), *_places(kinds[0]))
-        means = tuple(own.mean(0) for own in weights)
+        means, stds = zip(*map(mean_and_std, weights), strict=True)
         scale = jnp.sqrt(sum(own.var(0).mean() for own in weights) / len(weights))
+        scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.stack(stds).max())
         options = {"average": recipe.average, "folder": folder, "progress": progress}
         data, start = (weights, examples), Params(networks, means, scale)
         return minimise(key_fit, loss, start, data, sample, optimizer, recipe.num_steps, **options).params
