@@ -9,7 +9,7 @@ import numpy as np
 from gfm_jax.datasets import load
 from gfm_jax.metrics import classifier_features, frechet, nearest_distance
 
-__all__ = ["Images", "load_images", "trivial", "worth"]
+__all__ = ["Images", "check_images", "load_images", "trivial", "worth"]
 
 
 class Images(NamedTuple):
@@ -22,13 +22,19 @@ class Images(NamedTuple):
     accuracy: float
 
 
+def check_images(dataset: str, num_train: int) -> None:
+    """Raises DatasetNotAvailable without the images, and ValueError where there are too few of them to keep some for a test."""
+    num = sum(len(load(dataset, split)[0]) for split in ("train", "test"))
+    if num_train >= num:
+        raise ValueError(f"num_train: expected fewer than the {num} images of {dataset}, got {num_train}")
+
+
 def load_images(dataset: str, num_train: int, seed: int, classifier_steps: int) -> Images:
     """Images of a data set in a random order, the first `num_train` to learn from and at most as many to test by, and a
     classifier of the training images, by whose features all are seen."""
+    check_images(dataset, num_train)
     pixels, labels = (np.concatenate(parts) for parts in zip(load(dataset), load(dataset, "test"), strict=True))
     order = np.random.default_rng(seed).permutation(len(pixels))
-    if num_train >= len(order):
-        raise ValueError(f"num_train: expected fewer than the {len(order)} images of {dataset}, got {num_train}")
     train, test = np.split(order[: 2 * num_train], [num_train])
     points = pixels.reshape(len(pixels), -1) / np.float32(255)
     points = (points - points[train].mean()) / points[train].std()

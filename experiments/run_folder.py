@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from gfm_jax.files import foreign, give_back, replacing, take_folder
 
 __all__ = ["Row", "RunFolder"]
 
@@ -30,24 +33,54 @@ class Row(NamedTuple):
     num_seeds: int = 1
 
 
+OWN = ("figures", "checkpoints")  # what a run that was stopped at its very start leaves beside half-written files
+
+
 class RunFolder:
     """A folder `out` of results: files are written beside and renamed, so that none is ever half there.
 
-    Of several hosts only the first one writes.
+    To be made once everything that can be checked of a config is: a run that cannot start leaves no folder. Of several hosts
+    only the first one writes.
+
+    Raises:
+      ValueError: where the folder holds the results of another config, saying what differs, or anything else, or where another
+        process writes to it.
     """
 
     def __init__(self, out: str | os.PathLike, config) -> None:
         self.path = pathlib.Path(out)
-        (self.path / "figures").mkdir(parents=True, exist_ok=True)
         self.config, self.rows, self.start = config, [], time.perf_counter()
         self.commit = _commit()  # of the code that runs, whatever is committed meanwhile
-        stored = self.path / "config.json"
-        mine = json.loads(json.dumps(dataclasses.asdict(config)))
-        if stored.exists() and json.loads(stored.read_text())["config"] != mine:
-            raise ValueError(
-                f"out: {self.path} holds the results of another config; choose another folder or remove it"
-            )
+        self._check(json.loads(json.dumps(dataclasses.asdict(config))))
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.release = lambda: None
+        if not jax.process_index():  # called when the run is finished, or else when this object or its process ends
+            self.release = weakref.finalize(self, give_back, take_folder(self.path, "out"))
+            # Of a run that was killed at its very end.
+            shutil.rmtree(self.path / "checkpoints.partial", ignore_errors=True)
+        (self.path / "figures").mkdir(exist_ok=True)
         self._write_config()
+
+    def _check(self, config):
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"out: expected a folder or a name for one, got the file {self.path}")
+        stored = self.path / "config.json"
+        if not stored.exists():
+            if names := foreign(self.path, OWN):
+                raise ValueError(
+                    f"out: expected {self.path} empty or with a run in it, got {', '.join(names[:5])} in it"
+                )
+            return
+        try:
+            before = json.loads(stored.read_text())["config"]
+            names = [name for name in {**before, **config} if before.get(name) != config.get(name)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"out: {stored} is not the config of a run ({error}); choose another folder") from error
+        if names:
+            differ = "; ".join(f"{name} {before.get(name)}, here {config.get(name)}" for name in names)
+            raise ValueError(
+                f"out: {self.path} holds the results of another config: {differ}; choose another folder or remove it"
+            )
 
     def add(self, table: str, row: str, **metrics) -> None:
         """Adds a row: a metric is a number, or the numbers of several seeds."""
@@ -83,16 +116,19 @@ class RunFolder:
         figures = [f"![{path.stem}](figures/{path.name})" for path in sorted((self.path / "figures").glob("*.png"))]
         parts = [f"# {title}", f"    {command}", *tables, *figures]
         self._replace("report.md", "\n\n".join(parts) + "\n")
-        if not jax.process_index():
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        checkpoints = self.path / "checkpoints"
+        if (
+            checkpoints.exists() and not jax.process_index()
+        ):  # all at once: half of them would be taken for something else
+            shutil.rmtree(checkpoints.rename(checkpoints.with_name("checkpoints.partial")))
+        self.release()
         print(f"\nreport: {self.path / 'report.md'} ({time.perf_counter() - self.start:.0f} s)")
 
     def _save_arrays(self, arrays: dict) -> None:
         if jax.process_index():
             return
-        temporary = self.path / "arrays.partial.npz"
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(self.path / "arrays.npz")
+        with replacing(self.path / "arrays.npz") as file:
+            np.savez_compressed(file, **arrays)
 
     def write_json(self, name: str, content) -> None:
         self._replace(name, json.dumps(content, indent=1))
@@ -100,9 +136,8 @@ class RunFolder:
     def _replace(self, name, text):
         if jax.process_index():
             return
-        temporary = self.path / f"{name}.partial"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+        with replacing(self.path / name) as file:
+            file.write(text.encode())
 
     def _write_config(self):
         versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "diffrax", "numpy")}

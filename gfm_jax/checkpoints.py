@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from gfm_jax.files import foreign, replacing, take_folder
+from gfm_jax.files import foreign, give_back, replacing, take_folder
 from gfm_jax.fingerprint import differences
 
 __all__ = ["Checkpoint", "load", "own", "save", "seconds_of"]
@@ -61,12 +61,15 @@ def own(folder: pathlib.Path, identity: dict[str, str]) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with take_folder(folder):
+    lock = take_folder(folder)
+    try:
         _compare(folder, identity)
         if not (folder / CHECKPOINT).exists():  # of a fit that left no checkpoint nothing can be mistaken for this one
             with replacing(folder / FINGERPRINT) as file:
                 file.write(json.dumps(identity, indent=1).encode())
         yield
+    finally:
+        give_back(lock)
 
 
 def _compare(folder, identity):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import IO
 
-__all__ = ["LOCK", "foreign", "replacing", "take_folder"]
+__all__ = ["LOCK", "foreign", "give_back", "replacing", "take_folder"]
 
 LOCK = "lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -61,7 +61,7 @@ def take_folder(folder: str | os.PathLike, argument: str = "folder") -> IO[str]:
       argument: the name that an error is to give it.
 
     Returns:
-      The file that holds the lock: close it to release the folder.
+      The file that holds the lock, to be given to `give_back`.
 
     Raises:
       ValueError: naming the folder and the process that has it, where another one does; or another thread of this one.
@@ -100,6 +100,14 @@ def take_folder(folder: str | os.PathLike, argument: str = "folder") -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def give_back(file: IO[str]) -> None:
+    """Releases a folder that `take_folder` took, and removes the lock from it."""
+    pathlib.Path(file.name).unlink(
+        missing_ok=True
+    )  # before the lock is gone: whoever waits for it looks whether it is there
+    file.close()
 
 
 def _lock(file):

@@ -88,7 +88,7 @@ def test_a_trained_optimizer_is_not_trained_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", fake)
     path = tmp_path / "mlp-sgd.npz"
-    (tmp_path / "mlp-sgd.partial.npz").write_bytes(b"half of")
+    (tmp_path / "mlp-sgd.npz.partial").write_bytes(b"half of")
     first, second = (training.train_or_read(path, None, "mlp", 60, "sgd", None) for _ in range(2))
     assert len(calls) == 1
     for a, b in zip(first, second, strict=True):

@@ -1,12 +1,14 @@
 """What the speed benchmark times, on sizes at which only its form can be looked at."""
 
+import dataclasses
 import json
 
 import pytest
 
 from experiments.run_folder import RunFolder
 from experiments.speed import flow_tables
-from experiments.speed.config import PRESETS
+from experiments.speed.__main__ import time_everything
+from experiments.speed.config import PRESETS, check
 from experiments.speed.flows import FLOWS, LOSSES
 
 
@@ -54,3 +56,34 @@ def test_what_is_timed_runs(name):
     }
     assert list(seconds) == rows[name]
     assert all(len(of_row) == 1 and of_row[0] > 0 for of_row in seconds.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_can_be_run(preset):
+    check(PRESETS[preset])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("heads", ("tensor", "coordinates")),
+        ("heads", ()),
+        ("losses", ("lsd", "lds")),
+        ("rounds", 0),
+        ("scaling_runs", ()),
+        ("streaming_runs", (64, 0)),
+        ("save_every", 150),
+        ("num_saves", 1),
+        ("flow_batch", 2),
+        ("closed_form", (10, 0, 1)),
+        ("companions", (1, 4096)),
+        ("image_channels", (16, 20)),
+        ("image_side", 33),
+    ],
+)
+def test_configs_that_cannot_be_run_leave_no_folder(field, value, tmp_path):
+    """(wrong before 0.2)"""
+    config = dataclasses.replace(PRESETS["laptop"], **{field: value})
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        time_everything(config, tmp_path / "run", "")
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from experiments.closed_form.config import check
 from experiments.closed_form.exact import alignment, collapse, collapse_formula, estimators
 from experiments.closed_form.figures import FIGURES
 from experiments.closed_form.learned import OT, TIMES, by_companions, by_size, hybrids, seconds_per_step
-from experiments.images import load_images, trivial, worth
+from experiments.images import check_images, load_images, trivial, worth
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import two_moons
 
@@ -22,6 +22,7 @@ WORTH = ("frechet_train", "frechet_test", "nearest", "nearest_of_test", "copies"
 def compare_with_closed_form(config, out: pathlib.Path, command: str) -> None:
     """Runs every stage, each with its progress on the screen, and leaves the run folder."""
     check(config)
+    check_images(config.dataset, config.num_train)
     folder = RunFolder(out, config)
     images = load_images(config.dataset, config.num_train, config.seed, config.classifier_steps)
     folder.add("classifier", config.dataset, accuracy=images.accuracy)

@@ -5,7 +5,7 @@ import numpy as np
 
 from experiments.drawing import LEARNED, SIMPLE, TRUTH, framed
 
-__all__ = ["PUBLISHED", "FIGURES"]
+__all__ = ["FIGURES", "PUBLISHED", "figures_of"]
 
 COLORS = {
     "lsd": LEARNED,
@@ -79,7 +79,7 @@ def residuals(arrays):
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     for axis, name in zip(axes, names, strict=True):
         for row in map(str, arrays["rows"]):
-            values = arrays[f"history/{row}/{name}"]  # NaN where a fit was resumed
+            values = arrays[f"history/{row}/{name}"]
             width = max(len(values) // 100, 1)
             means = values[: len(values) // width * width].reshape(-1, width).mean(1)
             axis.plot((np.arange(len(means)) + 0.5) * width, means, lw=0.9, color=COLORS.get(row, "k"), label=row)
@@ -123,3 +123,9 @@ def images(arrays):
 
 
 FIGURES = (samples, table_1, flow_map, residuals, images)
+
+
+def figures_of(arrays):
+    """Those that there are arrays for: of fits that all diverged there are none."""
+    there = {"rows": (samples, table_1, flow_map, residuals), "images/rows": (images,)}
+    return [draw for rows, figures in there.items() if len(arrays[rows]) for draw in figures]

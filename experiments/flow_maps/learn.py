@@ -1,7 +1,6 @@
 """Fits of every method, side by side, and what their samples are worth."""
 
 import functools
-import time
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from gfm_jax.methods.flow_data import map_points
 from gfm_jax.metrics import kl_on_grid, off_support
 from gfm_jax.networks import TimeMLP
 from gfm_jax.solve import solve_flow
+from gfm_jax.training import seconds_of
 
 __all__ = ["Fit", "generator_of", "jobs", "learn_all", "radam", "score"]
 
@@ -77,18 +77,14 @@ def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
     generator = generator_of(config, method, num_steps)
     key_fit, key_samples = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1 + k))
     place = folder / f"{row}-{k}"
-    begin = time.perf_counter()
     try:
         params = generator.fit(key_fit, x_1, x_0=x_0, folder=place, progress=f"{row} {k}")
     except FloatingPointError:  # a fit that diverged is a result
         return Fit(row, generator, None, {"diverged": 1.0}, {})
-    seconds = time.perf_counter() - begin
     scores, samples = score(config, generator, params, key_samples, ode=row == "lsd")
-    scores |= {"diverged": 0.0}
-    norms = params.history["gradient_norm"]
-    if np.isfinite(norms).all():  # not of a fit that was resumed, which does not know of all its steps
-        late = norms[num_steps // 2 :]
-        scores |= {"gradient_norm": late.mean(), "largest_gradient_norm": late.max(), "seconds": seconds}
+    late = params.history["gradient_norm"][num_steps // 2 :]
+    scores |= {"diverged": 0.0, "gradient_norm": late.mean(), "largest_gradient_norm": late.max()}
+    scores["seconds"] = seconds_of(place)
     return Fit(row, generator, params, scores, samples)
 
 

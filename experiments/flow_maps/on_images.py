@@ -1,7 +1,6 @@
 """Flow maps of images: a few jumps against the ODE of plain flow matching, for the same cost of training."""
 
 import functools
-import time
 from typing import NamedTuple
 
 import diffrax
@@ -14,6 +13,7 @@ from experiments.side_by_side import on_own_devices
 from gfm_jax.base import Generator
 from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
 from gfm_jax.networks import TimeMLP, UNet
+from gfm_jax.training import seconds_of
 
 __all__ = ["PASSES", "flow_maps_of_images", "steps_of"]
 
@@ -57,14 +57,13 @@ def flow_maps_of_images(folder, config, images: Images) -> dict[str, np.ndarray]
         key = jax.random.fold_in(jax.random.key(config.seed), 1000 + k)
         key_fit, key_samples = jax.random.split(key)
         place, name = folder.path / "checkpoints" / f"images-{method}-{k}", f"{method} of images, fit {k}"
-        begin = time.perf_counter()
         try:
             params = generator.fit(key_fit, images.train, folder=place, progress=name)
         except FloatingPointError:  # a fit that diverged is a result
             return {}
-        metrics = {"seconds": time.perf_counter() - begin} if np.isfinite(params.history["loss"]).all() else {}
+        seconds = seconds_of(place)
         return {
-            row: Sampled(method, metrics, {num: draw(num) for num in numbers})
+            row: Sampled(method, seconds, {num: draw(num) for num in numbers})
             for row, numbers, draw in _ways(config, method, generator, params, key_samples)
         }
 
@@ -75,10 +74,8 @@ def flow_maps_of_images(folder, config, images: Images) -> dict[str, np.ndarray]
             found.setdefault(row, []).append(sampled)
     arrays = {"images/shape": np.array(images.shape), "images/rows": np.array([*found])}
     for row, fits in found.items():
-        seconds = [fit.metrics["seconds"] for fit in fits if fit.metrics]
-        metrics = {"steps": steps_of(config, fits[0].method), "fits": len(fits)} | (
-            {"seconds": seconds} if seconds else {}
-        )
+        metrics = {"steps": steps_of(config, fits[0].method), "fits": len(fits)}
+        metrics["seconds"] = [fit.seconds for fit in fits]
         for num in fits[0].samples:
             scores = [worth(images, images.train, fit.samples[num]) for fit in fits]
             values = {f"{name}/{num}": np.array([score[name] for score in scores]) for name in METRICS}
@@ -98,10 +95,10 @@ METRICS = ("frechet_test", "frechet_train", "nearest", "copies")
 
 
 class Sampled(NamedTuple):
-    """Samples of one fit by one way, by the number of jumps or steps, and what the fit took, where it was not resumed."""
+    """Samples of one fit by one way, by the number of jumps or steps, and how long its steps took."""
 
     method: str
-    metrics: dict[str, float]
+    seconds: float
     samples: dict[int, np.ndarray]
 
 

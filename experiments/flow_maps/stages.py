@@ -8,10 +8,10 @@ import numpy as np
 
 from experiments.flow_maps.board import density, draw_pool
 from experiments.flow_maps.config import check
-from experiments.flow_maps.figures import FIGURES
+from experiments.flow_maps.figures import figures_of
 from experiments.flow_maps.learn import Fit, learn_all
 from experiments.flow_maps.on_images import flow_maps_of_images
-from experiments.images import load_images
+from experiments.images import check_images, load_images
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import checkerboard
 from gfm_jax.metrics import kl_floor
@@ -22,6 +22,7 @@ __all__ = ["learn_flow_maps"]
 def learn_flow_maps(config, out: pathlib.Path, command: str) -> None:
     """Runs every stage, each with its progress on the screen, and leaves the run folder."""
     check(config)
+    check_images(config.dataset, config.num_train)
     folder = RunFolder(out, config)
     images = load_images(config.dataset, config.num_train, config.seed, config.classifier_steps)
     begin = time.perf_counter()
@@ -36,7 +37,7 @@ def learn_flow_maps(config, out: pathlib.Path, command: str) -> None:
     _tabulate(folder, config, fits, floors)
     folder.add("classifier", config.dataset, accuracy=images.accuracy)
     arrays = _arrays(config, fits, floors) | flow_maps_of_images(folder, config, images)
-    folder.finish("Flow maps by self-distillation", command, arrays, FIGURES)
+    folder.finish("Flow maps by self-distillation", command, arrays, figures_of(arrays))
 
 
 def _tabulate(folder, config, fits: list[Fit], floors):

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.integrators.methods import NUM_TRAIN, TRAINED
 from gfm_jax.base import Network, Task
 from gfm_jax.datasets import load
+from gfm_jax.files import replacing
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import unravel
 from gfm_jax.tasks import classification
@@ -103,9 +104,8 @@ def train_or_read(path: pathlib.Path, *arguments) -> Trained:
         with np.load(path) as stored:
             return Trained(**stored)
     fit = train(*arguments)
-    temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, **fit._asdict())
-    temporary.replace(path)
+    with replacing(path) as file:
+        np.savez(file, **fit._asdict())
     return fit
 
 

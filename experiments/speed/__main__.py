@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from experiments.command_line import run_preset
 from experiments.run_folder import RunFolder
-from experiments.speed.config import PRESETS
+from experiments.speed.config import PRESETS, check
 from experiments.speed.contest import time_contestant
 from experiments.speed.figures import FIGURES
 from experiments.speed.flow_tables import time_flows
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def time_everything(config, out: pathlib.Path, command: str) -> None:
     """Every table, one after the other; contestants of one table take turns."""
+    check(config)
     folder = RunFolder(out, config)
     size = {name: getattr(config, name) for name in ("num_runs", "num_steps", "save_every", "chunk")}
     arrays = _record(folder, config, size) | _scale(folder, config, size)

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-__all__ = ["PRESETS", "Config"]
+from experiments.speed.flows import LOSSES, NUM_IMAGES
+
+__all__ = ["PRESETS", "Config", "check"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +81,51 @@ PRESETS = {
         preset="paper", num_runs=1024, scaling_runs=(256, 512, 1024, 2048), streaming_runs=(256, 1024, 4096)
     ),
 }
+
+
+def check(config: Config) -> None:
+    """Raises a ValueError that names the field, what was expected and what came, if a config cannot be run."""
+    for field in COUNTS:
+        if (value := getattr(config, field)) < 1:
+            raise ValueError(f"{field}: expected at least 1, got {value}")
+    for field in LISTS:
+        values = getattr(config, field)
+        if not values or len(set(values)) < len(values) or min(values) < 1:
+            raise ValueError(f"{field}: expected one or more, each at least 1 and once, got {values}")
+    for field, known in (("heads", HEADS), ("losses", tuple(LOSSES))):
+        values = getattr(config, field)
+        if not values or len(set(values)) < len(values) or not set(values) <= set(known):
+            raise ValueError(
+                f"{field}: expected some of {', '.join(known)}, each once, got {', '.join(values) or 'none'}"
+            )
+    if (shortest := min(config.num_steps, *config.scaling_steps)) < config.save_every:
+        raise ValueError(
+            f"save_every: expected at most the {shortest} steps of the shortest run, got {config.save_every}"
+        )
+    if config.num_saves < 2:
+        raise ValueError(f"num_saves: expected at least 2, to observe one and forecast one, got {config.num_saves}")
+    if config.flow_batch < 3:
+        raise ValueError(f"flow_batch: expected at least 3, for both shares of 75 and 25 %, got {config.flow_batch}")
+    if min(config.closed_form) < 1:
+        raise ValueError(f"closed_form: expected points, dimension and queries of at least 1, got {config.closed_form}")
+    for num in config.companions:
+        if num != 1 and not config.image_batch <= num <= NUM_IMAGES:
+            raise ValueError(
+                f"companions: expected 1, or image_batch, {config.image_batch}, to {NUM_IMAGES}, got {num}"
+            )
+    if not config.image_channels or any(channels < 8 or channels % 8 for channels in config.image_channels):
+        raise ValueError(
+            f"image_channels: expected multiples of 8, whose groups are normalized, got {config.image_channels}"
+        )
+    if config.image_side % (least := 2 ** (len(config.image_channels) - 1)):
+        raise ValueError(
+            f"image_side: expected a multiple of {least}, halved from level to level, got {config.image_side}"
+        )
+
+
+HEADS = ("tensor", "coordinate")
+COUNTS = (
+    "num_runs", "num_steps", "save_every", "chunk", "loop_runs", "rounds", "width", "num_saves", "flow_rounds", "flow_width",
+    "flow_batch", "flow_steps", "small_steps", "flow_samples", "image_side", "image_batch",
+)  # fmt: skip
+LISTS = ("scaling_runs", "scaling_steps", "streaming_runs", "companions")

@@ -8,9 +8,10 @@ import time
 
 import numpy as np
 
-__all__ = ["FLOWS", "LOSSES"]
+__all__ = ["FLOWS", "LOSSES", "NUM_IMAGES"]
 
 NUM, DIM = 20_000, 2  # points to learn from
+NUM_IMAGES = 2048
 
 
 def _in_turn(rounds: int, runs: dict) -> dict[str, list[float]]:
@@ -202,7 +203,7 @@ def companions(side: int, channels: tuple[int, ...], batch: int, counts: tuple[i
     from gfm_jax.methods import empirical_flow_matching
     from gfm_jax.networks import UNet
 
-    data = np.random.default_rng(0).normal(size=(2048, side * side * 3)).astype(np.float32)
+    data = np.random.default_rng(0).normal(size=(NUM_IMAGES, side * side * 3)).astype(np.float32)
     network = UNet((side, side, 3), tuple(channels))
     generators = {str(num): empirical_flow_matching(network, num, num_steps=1, batch_size=batch) for num in counts}
     return {"seconds": _in_turn(rounds, _fits(data, generators))}

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from gfm_jax.base import Layout, Trajectory
-from gfm_jax.files import LOCK, foreign, replacing, take_folder
+from gfm_jax.files import LOCK, foreign, give_back, replacing, take_folder
 
 __all__ = ["CorruptRecording", "open_recording", "record_to_disk", "verify"]
 
@@ -79,14 +79,16 @@ def record_to_disk(
     if not folder.absolute().parent.is_dir():
         raise ValueError(f"folder: expected one whose parent exists, got {folder}")
     partial.mkdir(exist_ok=True)
-    with take_folder(partial):
-        if folder.exists():  # another process finished it meanwhile
+    lock = take_folder(partial)
+    try:
+        if not folder.exists():
+            _record(partial, num_runs, record_chunk, chunk, recipe, progress)
             (partial / LOCK).unlink()
-            partial.rmdir()
-            return open_recording(folder)
-        _record(partial, num_runs, record_chunk, chunk, recipe, progress)
-        (partial / LOCK).unlink()
-        partial.rename(folder)
+            partial.rename(folder)
+    finally:
+        give_back(lock)
+    if partial.exists() and not any(partial.iterdir()):  # another process had finished the recording meanwhile
+        partial.rmdir()
     return open_recording(folder)
 
 
