@@ -105,7 +105,7 @@ def test_few_and_log_spaced_saves_are_enough(steps):
     assert np.isfinite(end).all()
     # Where the last gap is more than half of the prefix, noise is that of the last step alone: none.
     if len(steps) < 7:
-        assert float(seen.tensor[0, 9]) == pytest.approx(np.log(1e-3), abs=0.1)
+        assert float(seen.tensor[0, 9]) < np.log(2e-3)
 
 
 def test_an_empty_tensor_changes_nothing():

@@ -27,6 +27,7 @@ DIRECTIONS = (
         f"krylov_{k}" for k in range(NUM_KRYLOV)
     ),  # down the quadratic model of the loss, where its landscape was surveyed
 )
+STILL = 1e-5  # of its size: a clock that moves less over a stretch stands still to float32
 PACED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_7_8", "since_second_last"))
 POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
 
@@ -45,12 +46,13 @@ def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) 
     """
     # Since the last save and in units of the whole stretch, so that rounding and the unit of the clock do not matter.
     since_last = clock - clock[-1]
-    unit = jnp.max(inside * jnp.abs(since_last))
-    clock = since_last / jnp.where(unit > 0, unit, 1)
+    span = jnp.max(inside * jnp.abs(since_last))
+    moves = span > STILL * jnp.max(inside * jnp.abs(clock))
+    unit = jnp.where(moves, span, 1)
+    clock = since_last / unit
     mean = inside @ clock / jnp.maximum(inside.sum(), 1)
     centred = inside * (clock - mean)
-    square = centred @ centred
-    return jnp.where(square > 0, centred / jnp.where(square > 0, square * unit, 1), 0)
+    return jnp.where(moves, centred / (jnp.maximum(centred @ centred, TINY) * unit), 0)
 
 
 def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"]) -> Float[Array, " saves"]:
