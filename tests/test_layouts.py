@@ -165,7 +165,7 @@ def test_the_order_of_use_is_read_from_the_network():
         }
         assert (layout.names, layout.shapes) == (layout_of(weights).names, layout_of(weights).shapes)
     inputs = jnp.ones((2, 3))
-    assert layout_of(weights, lambda w: plain(w, inputs)).layers == layout_of(weights, plain, inputs).layers
+    assert layout_of(weights, lambda w: involved(w, inputs)).layers == layout_of(weights, plain, inputs).layers
 
 
 def test_the_order_of_use_of_a_flax_network():

@@ -102,7 +102,7 @@ OPERATIONS = {
     "zeros and one": (lambda h: jnp.maximum(h, jnp.zeros((5, 8)) + 1), BENT),
     "one over zeros": (lambda h: jnp.minimum(h, 1 / (jnp.zeros((5, 8)) * 1.0 + 1)), BENT),
     "zeros to the power of 0": (lambda h: jnp.minimum(h, lax.integer_pow(jnp.zeros((5, 8)), 0)), BENT),
-    "padded zeros": (lambda h: jnp.maximum(h, lax.pad(jnp.zeros((5, 4)), 1.0, [(0, 0, 0), (4, 0, 0)])), NONE),
+    "padded zeros": (lambda h: jnp.maximum(h, lax.pad(jnp.zeros((4, 8)), 1.0, [(1, 0, 0), (0, 0, 0)])), BENT),
     "power": (lambda h: h**1.5, BENT),
     "power of 0": (lambda h: lax.integer_pow(h, 0) + h, BENT),
     "power of 2": (lambda h: h**2, WHOLE),

@@ -45,7 +45,8 @@ def trial_of(program: core.ClosedJaxpr, weights: PyTree, inputs: Sequence[PyTree
     """
     leaves, num = jax.tree.leaves((weights, tuple(inputs))), len(jax.tree.leaves(weights))
     # compiled ahead, so that it also runs while something else is traced
-    compiled = jax.jit(core.jaxpr_as_fun(program)).lower(*program.in_avals).compile()
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
+    compiled = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).compile()
 
     def run(leaves):
         with jax.debug_nans(False), jax.debug_infs(False):  # what is not finite is no mistake here
