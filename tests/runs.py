@@ -33,6 +33,15 @@ def small_runs(optimizer=optax.adam, widths=(4, 3), num_runs=6, num_steps=60, nu
     return record_many(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves))
 
 
+@functools.cache
+def falling_runs(widths=(4, 3), num_runs=4, num_steps=60, num_saves=20):
+    """Runs of the small task whose rates fall to zero, by gradient descent with momentum: their time is not their step."""
+    keys = jax.random.split(jax.random.key(2), num_runs)
+    rates = np.geomspace(0.03, 0.3, num_runs)[:, None] * np.linspace(1, 0, num_steps)
+    momentum = functools.partial(optax.sgd, momentum=0.9)
+    return record_many(keys, small_task(widths), momentum, rates, save_steps(num_steps, num_saves))
+
+
 def run_of(weights, *, step=None, rate=0.1, **parts):
     """A trajectory from saved weights [saves, dim] alone."""
     weights = jnp.asarray(weights)

@@ -92,6 +92,9 @@ def test_runs_learn_their_own_classes(data, key):
     [
         (lambda x, y: by_class(x, y[:-1], 6), "labels: expected one for each of 140 inputs, got 139"),
         (lambda x, y: by_class(x, y, 5), r"labels: expected 0..4, got 0..5"),
+        (lambda x, y: by_class(x, y.astype(float), 6), "expected labels that are integers, got dtype float64"),
+        (lambda x, y: by_class(np.where(x == x[3, 0], np.nan, x), y, 6), "expected finite inputs"),
+        (lambda x, y: few_shot(network_of(x), {"test": (x, y)}, 4, num_classes=6), "data: expected a dict of splits"),
         (lambda x, y: by_class(x, y, 7), r"labels: expected examples of every class, got none of \[6\]"),
         (lambda x, y: draw_support(jax.random.key(0), by_class(x, y, 6), jnp.arange(3), 11), r"shots: expected 1..10"),
         (lambda x, y: draw_support(jax.random.key(0), by_class(x, y, 6), jnp.arange(3), 0), r"shots: expected 1..10"),
@@ -103,3 +106,31 @@ def test_runs_learn_their_own_classes(data, key):
 def test_bad_input(call, message, data):
     with pytest.raises(ValueError, match=message):
         call(*data)
+
+
+def test_bytes_reach_the_network_as_numbers(data, key):
+    """(wrong before 0.2)"""
+    inputs, seen = np.abs(data[0] * 10).astype(np.uint8), []
+    network = Network(None, lambda w, x: (seen.append(x), jnp.zeros((len(x), WAYS)))[1])
+    task = few_shot(network, {"train": (inputs, data[1])}, 8, num_classes=NUM_CLASSES)
+    draw = jax.tree.map(lambda leaf: leaf[0], task.draws(key, 1, {"classes": jnp.array([5, 0, 1])}))
+    task.loss(None, task.data, draw)
+    task.evaluate(None, (task.data["train"].inputs, task.data["train"].labels))
+    assert [x.dtype for x in seen] == [jnp.float32] * 2
+    assert task.data["train"].inputs.dtype == np.uint8
+    np.testing.assert_array_equal(np.sort(seen[1], 0), np.sort(inputs, 0))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_runs_without_classes_are_refused(data, key):
+    """(wrong before 0.2)"""
+    task = few_shot(network_of(data[0]), {"train": data}, 8, num_classes=NUM_CLASSES)
+    call = lambda variety: record_many(key[None], task, optax.sgd, np.full(2, 0.1), (0, 2), variety=variety)
+    with pytest.raises(ValueError, match="variety: expected `classes`"):
+        call(None)
+    with pytest.raises(
+        ValueError, match=r"variety\['classes'\]: expected integers \[ways\] for each run, got shape \(\)"
+    ):
+        call({"classes": np.array([1])})
+    with pytest.raises(ValueError, match=r"network: expected outputs \[batch, 4\]"):
+        call({"classes": np.array([[0, 1, 2, 3]])})

@@ -351,6 +351,122 @@ def test_step_control_finds_its_way_out_of_infinity():
     assert float(weights[0]) < 3
 
 
+# --- one or two updates by hand, at rates that fall -------------------------------------------------------------------
+
+
+def by_hand(transform, gradients, start=1.0):
+    """The weights after each update, of a method with one gradient an update that is given these."""
+    weights, found = jnp.float32(start), []
+    state = transform.init(weights)
+    for gradient in gradients:
+        updates, state = transform.update(jnp.float32(gradient), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        found.append(float(weights))
+    return np.array(found)
+
+
+def falling(*rates):
+    return lambda count: jnp.asarray(rates, jnp.float32)[count]
+
+
+def linear_path(transform, num):
+    """On w^2 / 2 from 1."""
+    weights, found = jnp.float32(1.0), []
+    state = transform.init(weights)
+    for _ in range(num):
+        updates, state = transform.update(weights, state, weights, grad_fn=lambda w: w)
+        weights = optax.apply_updates(weights, updates)
+        found.append(float(weights))
+    return np.array(found)
+
+
+def test_stages_lie_as_far_ahead_as_the_rate_of_their_own_update():
+    """Growth 1 - q + q^2 / 2 of Heun's method, and of the fourth order, at the rates .2 and .1."""
+    q = np.array([0.2, 0.1])
+    np.testing.assert_allclose(linear_path(optimizers.heun(falling(*q)), 2), np.cumprod(1 - q + q**2 / 2), rtol=1e-6)
+    growth = 1 - q + q**2 / 2 - q**3 / 6 + q**4 / 24
+    np.testing.assert_allclose(linear_path(optimizers.rk4(falling(*q)), 2), np.cumprod(growth), rtol=1e-6)
+    euler = linear_path(optimizers.explicit_runge_kutta(falling(*q), optimizers.EXTRAGRADIENT), 2)
+    np.testing.assert_allclose(euler, np.cumprod(1 - q + q**2), rtol=1e-6)
+
+
+def test_a_stage_half_way_looks_up_the_rate_of_the_update_that_it_is_in():
+    """A counter of 1/2 is 0 updates that are over: the midpoint rule moves by .1 (1 - .05), the rate of the next being 0."""
+    joint = optimizers.joint_runge_kutta(optax.sgd(falling(0.1, 0.0)), optimizers.MIDPOINT)
+    np.testing.assert_allclose(linear_path(joint, 2), [1 - 0.1 * 0.95, 1 - 0.1 * 0.95], rtol=1e-6)
+    heun = optimizers.joint_runge_kutta(optax.sgd(falling(0.1, 0.0)), optimizers.HEUN)  # its second stage is at 1
+    np.testing.assert_allclose(linear_path(heun, 1), [1 - 0.05], rtol=1e-6)
+
+
+def test_the_next_rate_follows_the_root_of_the_error_of_the_lower_order():
+    """lr .9 e^(-1/2) of a method of order 2, with e = lr^2 / 2 over the tolerance on w^2 / 2 from 1."""
+    transform = optimizers.embedded_runge_kutta(0.1, relative=1e-2, absolute=1e-3)
+    weights = jnp.float32(1.0)
+    _, state = transform.update(weights, transform.init(weights), weights, grad_fn=lambda w: w)
+    error = 0.1 * 0.1 / 2 / 1.1e-2  # k_2 - k_1 = -lr, half of it in lr (b - b_low)
+    assert float(state.error) == pytest.approx(error, rel=1e-5)
+    assert float(state.learning_rate) == pytest.approx(0.1 * 0.9 * error**-0.5, rel=1e-5)
+    assert float(state.time) == pytest.approx(0.1)
+
+
+def test_step_control_of_half_precision_weights_measures_in_float32():
+    """(wrong before 0.2)"""
+    grad_fn = lambda w: (1.0 + w.astype(jnp.float32) / 3).astype(w.dtype)
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        weights = jnp.arange(1.0, 9.0, dtype=dtype)
+        transform = optimizers.embedded_runge_kutta(0.25)
+        _, state = transform.update(grad_fn(weights), transform.init(weights), weights, grad_fn=grad_fn)
+        stages = [
+            np.asarray(grad_fn(w), np.float64) for w in (weights, (weights - 0.25 * grad_fn(weights)).astype(dtype))
+        ]
+        off = 0.25 * (stages[1] - stages[0]) / 2 / (1e-5 + 1e-3 * np.asarray(weights, np.float64))
+        assert float(state.error) == pytest.approx(np.sqrt((off**2).mean()), rel=1e-5)
+        found[dtype] = state.error.dtype
+    assert set(found.values()) == {jnp.dtype(jnp.float32)}
+
+
+def test_friction_and_kicks_at_rates_that_change():
+    rates, gradients, friction = (0.3, 0.1, 0.2), (1.0, -2.0, 0.5), 0.7
+    p, w, before, leaps, kicks = 0.0, 1.0, 0.0, [], []
+    for h, g in zip(rates, gradients, strict=True):
+        p = np.exp(-friction * before / 2) * (p - before / 2 * g)
+        p = np.exp(-friction * h / 2) * p - h / 2 * g
+        w, before = w + h * p, h
+        leaps.append(w)
+    np.testing.assert_allclose(by_hand(optimizers.leapfrog(falling(*rates), friction), gradients), leaps, rtol=1e-5)
+    p, w = 0.0, 1.0
+    for h, g in zip(rates, gradients, strict=True):
+        p = np.exp(-friction * h) * p - h * g
+        w += h * p
+        kicks.append(w)
+    euler = optimizers.symplectic_euler(falling(*rates), friction)
+    np.testing.assert_allclose(by_hand(euler, gradients), kicks, rtol=1e-5)
+
+
+def test_the_first_updates_of_multistep_rules():
+    """Directions of gradients that differ: the rows of the start, then the rule."""
+    g = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
+    directions = lambda transform: -np.diff(np.concatenate([[0.0], by_hand(transform, g, 0.0)]))
+    third = [g[0], 2 * g[1] - g[0], 9 / 4 * g[2] - 2 * g[1] + 3 / 4 * g[0]]
+    third += [(23 * g[k] - 16 * g[k - 1] + 5 * g[k - 2]) / 12 for k in (3, 4)]
+    np.testing.assert_allclose(directions(optimizers.adams_bashforth(1.0, 3)), third, rtol=1e-5)
+    second = [g[0], *(1.5 * g[k] - 0.5 * g[k - 1] for k in range(1, 5))]
+    np.testing.assert_allclose(directions(optimizers.adams_bashforth(1.0, 2)), second, rtol=1e-5)
+    found = directions(optimizers.taylor_sgd(1.0, "taylor4"))
+    rule = [0.5 * found[k - 1] - 0.5 * found[k - 2] + g[k] for k in range(2, 5)]
+    np.testing.assert_allclose(found[2:], rule, rtol=1e-5)
+    np.testing.assert_allclose(found[:2], [g[0], 0.5 * g[0] + g[1] - 0.5 * g[0]], rtol=1e-5)
+
+
+def test_momentum_of_chebyshev_starts_again_after_every_cycle():
+    g = np.array([1.0, -2.0, 0.5])
+    once = np.diff(np.concatenate([[0.0], by_hand(optimizers.chebyshev(1.0, 3), g, 0.0)]))
+    twice = np.diff(np.concatenate([[0.0], by_hand(optimizers.chebyshev(1.0, 3), [*g, *g], 0.0)]))
+    np.testing.assert_allclose(twice, [*once, *once], rtol=1e-5, atol=1e-6)
+    assert abs(once[1] + g[1]) > 0.1  # a direction that remembers
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import small_task
+from runs import falling_runs, small_task
 
 from gfm_jax.pytrees import map_rows, ravel
 from gfm_jax.tasks import linear_regression, minibatch_indices, quadratic
@@ -167,13 +167,169 @@ def test_minibatch_order_is_uniform():
         ({"saves": [0, 99]}, "at most 6"),
         ({"saves": [1, 2]}, "saves"),
         ({"keep": ("weights", "wieghts")}, "wieghts"),
+        ({"keep": "weights"}, r"keep: expected a sequence of parts, such as \('weights',\)"),
+        ({"saves": [0.0, 3.0, 6.0]}, "saves: expected integers"),
+        ({"saves": [0, 2.5]}, "saves: expected integers"),
+        ({"saves": [0]}, "saves: expected steps increasing"),
+        ({"saves": 6}, "saves: expected steps increasing"),
+        ({"learning_rate": jnp.ones((2, 6))}, r"learning_rate: expected \[num_steps\].*got shape \(2, 6\)"),
+        ({"learning_rate": [0.1, 0.1, float("nan"), 0.1, 0.1, 0.1]}, r"learning_rate\[2\]: expected a finite number"),
+        ({"learning_rate": [0.1, -0.1, 0.1, 0.1, 0.1, 0.1]}, r"learning_rate\[1\]: .* got -0.1"),
+        ({"learning_rate": np.array([0.1] * 5 + [np.inf])}, r"learning_rate\[5\]: expected a finite number"),
+        ({"learning_rate": jnp.ones(6, jnp.complex64)}, "learning_rate: expected a table of real numbers"),
+        ({"learning_rate": ["a"] * 6}, "learning_rate: expected a table of real numbers"),
+        ({"learning_rate": [[0.1], [0.1, 0.2]]}, "learning_rate: expected a table of"),
+        ({"dtype": jnp.int32}, "dtype: expected one of float32, bfloat16, float16, float64"),
+        ({"dtype": "flot32"}, "dtype: expected one of"),
+        ({"dtype": jnp.float64}, "dtype: float64 needs"),
+        ({"variety": [1.0]}, "variety: expected a dict"),
+        ({"variety": {"init_scale": float("nan")}}, r"variety\['init_scale'\]: expected finite numbers"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, r"key: expected one key: .*`record_many`, got shape \(3,\)"),
+        ({"key": jax.random.split(jax.random.PRNGKey(0), 3)}, r"key: expected one key: .* got shape \(3, 2\)"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(key, change, match):
-    good = {"optimizer": optax.adam, "learning_rate": jnp.full(6, 0.1), "saves": [0, 3, 6]}
+    """In both entries alike (wrong before 0.2)"""
+    good = {"key": key, "optimizer": optax.adam, "learning_rate": jnp.full(6, 0.1), "saves": [0, 3, 6]}
+    one = good | change
     with pytest.raises(ValueError, match=match):
-        record(key, small_task(), **(good | change))
+        record(one.pop("key"), small_task(), **one)
+    if {"saves", "keep", "dtype", "optimizer"} & set(change):
+        many = {name: value for name, value in (good | change).items() if name != "key"}
+        with pytest.raises(ValueError, match=match):
+            record_many(jax.random.split(key, 2), small_task(), **many)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_keys_and_tables_of_many(key):
+    """(wrong before 0.2)"""
+    call = lambda keys, rates=np.ones(6), **rest: record_many(keys, small_task(), optax.adam, rates, [0, 6], **rest)
+    for one in (key, jax.random.PRNGKey(0)):
+        with pytest.raises(ValueError, match="keys: expected an axis of keys"):
+            call(one)
+    keys = jax.random.split(key, 2)
+    with pytest.raises(ValueError, match="keys: expected one for each run, got none"):
+        call(keys[:0])
+    with pytest.raises(ValueError, match=r"learning_rate\[1, 4\]: expected a finite number from 0 on, got nan"):
+        call(keys, np.where(np.arange(12).reshape(2, 6) == 10, np.nan, 0.1))
+    with pytest.raises(ValueError, match=r"learning_rate: expected \[num_steps\] or \[runs, num_steps\], got shape"):
+        call(keys, np.ones((1, 2, 6)))
+    with pytest.raises(ValueError, match="chunk: expected a number of runs from 1 on"):
+        call(keys, chunk=0)
+    with pytest.raises(ValueError, match=r"variety\['init_scale'\]: expected a leading axis of 2 runs"):
+        call(keys, variety={"init_scale": np.ones(3)})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tables_of_rates_of_every_kind(key):
+    """NumPy, lists, integers and bfloat16, in both entries (wrong before 0.2)"""
+    task, saves = quadratic(jnp.array([0.5, 0.25])), np.array([0, 1, 2])
+    tables = {
+        "numpy": np.array([1.0, 0.0]),
+        "list": [1.0, 0.0],
+        "tuple of ints": (1, 0),
+        "ints": np.array([1, 0]),
+        "bfloat16": jnp.array([1.0, 0.0], jnp.bfloat16),
+        "float16": np.array([1.0, 0.0], np.float16),
+    }
+    start = np.asarray(task.init(jax.random.split(key)[0]))
+    for name, table in tables.items():
+        one = record(key, task, optax.sgd, table, saves)
+        many = record_many(key[None], task, optax.sgd, table, jnp.asarray(saves))
+        for run in (one, jax.tree.map(lambda leaf: leaf[0], many)):
+            np.testing.assert_allclose(run.weights[-1], start * [0.5, 0.75], rtol=1e-6, err_msg=name)
+            assert run.time.tolist() == [0, 1, 1], name
+            assert run.time.dtype == run.learning_rate.dtype == jnp.float32, name
+
+
+def test_means_of_half_precision_weights_are_taken_in_float32(key):
+    """400 steps in one segment: a sum in bfloat16 would stand still at 256 (wrong before 0.2)"""
+    from gfm_jax.base import Task
+
+    start = jnp.ones(2, jnp.bfloat16)
+    task = Task(
+        {}, lambda key, variety=None: start, lambda key, n, variety=None: jnp.zeros(n), lambda w, data, d: w.sum(), None
+    )
+    run = record(key, task, optax.sgd, np.zeros(400), [0, 400])
+    np.testing.assert_array_equal(run.mean_weights, np.ones((2, 2)))
+    np.testing.assert_array_equal(run.gradient, np.ones((2, 2)))
+    np.testing.assert_array_equal(run.loss, [2, 2])
+    assert run.loss.dtype == jnp.float32
+
+
+def test_what_is_too_large_for_float16_is_not_finite(key):
+    """(wrong before 0.2)"""
+    task = quadratic(jnp.zeros(2))
+    call = functools.partial(record, key, task, optax.sgd, np.zeros(1), [0, 1], variety={"init_scale": 1e6})
+    assert bool(call().finite)
+    assert not bool(call(dtype=jnp.float16).finite)
+
+
+def test_float16_weights_of_a_large_norm_are_finite(key):
+    """Of norm 300, whose square is beyond float16 (wrong before 0.2)"""
+    task = quadratic(jnp.zeros(9, jnp.float16))
+    task = task._replace(init=lambda key, variety=None: jnp.full(9, 100, jnp.float16))
+    assert bool(record(key, task, optax.sgd, np.zeros(1), [0, 1]).finite)
+
+
+def test_an_empty_tensor_is_recorded(key):
+    from gfm_jax.base import Task
+
+    start = {"e": jnp.zeros((0, 3)), "w": jnp.array([1.0, 2.0])}
+    loss = lambda weights, data, draw: jnp.sum(weights["w"] ** 2) + jnp.sum(weights["e"])
+    task = Task({}, lambda key, variety=None: start, lambda key, n, variety=None: jnp.zeros(n), loss, None)
+    run = record(key, task, optax.adam, np.full(3, 0.1), [0, 3])
+    assert run.layout.shapes == ((0, 3), (2,))
+    np.testing.assert_allclose(run.weights, [[1, 2], [0.7, 1.7]], atol=1e-2)
+    assert bool(run.finite)
+
+
+def test_runs_of_a_falling_rate_have_two_clocks():
+    """The tests' runs for all that must not take steps for time."""
+    runs = falling_runs()
+    assert bool(runs.finite.all())
+    assert np.asarray(runs.learning_rate)[:, -1].tolist() == [0] * 4
+    rates = np.geomspace(0.03, 0.3, 4)[:, None] * np.linspace(1, 0, 60)
+    sums = np.concatenate([np.zeros((4, 1)), np.cumsum(rates, 1)], 1)
+    np.testing.assert_allclose(runs.time, np.take_along_axis(sums, np.asarray(runs.step), 1), rtol=1e-5)
+    assert float(runs.time[0, 10] / runs.time[0, -1]) > 0.7  # at half of the steps
+    assert set(runs.state) == {"trace"}
+
+
+def test_recordings_are_mapped_compiled_and_differentiated_forwards(key):
+    """jit of record_many is in `test_compiling` (jit wrong before 0.2)"""
+    task, saves, rates = quadratic(jnp.array([0.5, 0.25])), (0, 2, 4), jnp.array([0.4, 0.3, 0.2, 0.1])
+    keys = jax.random.split(key, 2)
+    call = lambda key, rates: record(key, task, optax.sgd, rates, saves)
+    mapped = jax.jit(jax.vmap(call, (0, None)))(keys, rates)
+    alone = [call(key, rates) for key in keys]
+    chex.assert_trees_all_close(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), rtol=1e-5)
+    # w_4 = w_0 prod_j (1 - r_j h): its derivative in r_j is -h w_4 / (1 - r_j h)
+    ends = jax.jacfwd(lambda rates: call(keys[0], rates).weights[-1])(rates)
+    h = np.array([0.5, 0.25])[:, None]
+    np.testing.assert_allclose(
+        ends, -h * np.asarray(alone[0].weights[-1])[:, None] / (1 - np.asarray(rates) * h), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="Reverse-mode"):
+        jax.grad(lambda rates: call(keys[0], rates).weights[-1].sum())(rates)
+    many = lambda rates: record_many(keys, task, optax.sgd, rates, saves).weights[0, -1]
+    np.testing.assert_allclose(jax.jacfwd(many)(rates), ends, rtol=1e-5)
+
+
+def test_a_mesh_as_jax_makes_it(key):
+    mesh, keys = jax.make_mesh((2,), ("runs",)), jax.random.split(key, 2)
+    call = functools.partial(record_many, keys, quadratic(jnp.ones(2)), optax.sgd, np.full(4, 0.1), (0, 4))
+    chex.assert_trees_all_close(jax.device_get(call(mesh=mesh)), jax.device_get(call()), rtol=1e-6)
+
+
+def test_a_healthy_recording_passes_debug_nans(key):
+    jax.config.update("jax_debug_nans", True)
+    try:
+        run = record_many(key[None], quadratic(jnp.ones(2)), optax.adam, np.linspace(0.1, 0, 4), (0, 1, 4))
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert bool(run.finite[0])
 
 
 def test_bad_numbers_of_runs(key):

@@ -15,11 +15,15 @@ from gfm_jax.networks import cnn as cnn_module
 from gfm_jax.tasks import (
     TaskFamily,
     branched,
+    classification,
     draw_structures,
     gradient_descent_end,
     heavy_ball_end,
     least_squares,
     linear_regression,
+    logistic_regression,
+    minibatch_indices,
+    quadratic,
     streamed,
 )
 from gfm_jax.trajectories import record, record_many, save_steps
@@ -148,3 +152,106 @@ def test_every_run_has_a_law_of_its_own(key):
     assert task.evaluate(jnp.array([2.0]), (jnp.ones(4), jnp.ones(4)))["loss"] == 1
     with pytest.raises(ValueError, match="variety: expected the law of each run, got none"):
         record_many(keys, task, optax.sgd, rates, (0, 100))
+
+
+IMAGES = np.array([[0, 255], [254, 3], [128, 127], [1, 250]], np.uint8)
+
+
+def seen_by_the_network(inputs, variety=None, labels=(0, 1, 0, 1)):
+    """The inputs that reach a network in the loss of one step over all examples, in their own order."""
+    seen = []
+    apply = lambda weights, x: (seen.append(x), jnp.zeros((len(x), 2)))[1]
+    task = classification(
+        Network(lambda key: jnp.zeros(1), apply), {"train": (inputs, np.array(labels))}, 4, num_classes=2
+    )
+    draw = jax.tree.map(lambda leaf: leaf[0], task.draws(jax.random.key(0), 1, variety))
+    task.loss(None, task.data, draw)
+    task.evaluate(None, task.data["train"])
+    [of_step, of_split] = seen
+    return np.asarray(of_step)[np.argsort(np.asarray(draw["index"]))], np.asarray(of_split), task
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_noise_on_bytes_does_not_wrap(dtype):
+    """(wrong before 0.2)"""
+    inputs = IMAGES.astype(dtype)
+    quiet, split, task = seen_by_the_network(inputs)
+    np.testing.assert_array_equal(quiet, IMAGES)
+    np.testing.assert_array_equal(split, IMAGES)
+    assert task.data["train"][0].dtype == dtype  # kept as small as it came
+    noisy, *_ = seen_by_the_network(inputs, {"data_noise": 4.0})
+    assert noisy.dtype == np.float32
+    off = noisy - IMAGES.astype(np.float32)
+    assert 0.5 < np.abs(off).max() < 20
+    same, *_ = seen_by_the_network(IMAGES.astype(np.float32), {"data_noise": 4.0})
+    np.testing.assert_array_equal(noisy, same)
+
+
+def test_inputs_reach_the_network_as_numbers_it_can_subtract():
+    """(wrong before 0.2)"""
+    assert seen_by_the_network(IMAGES)[0].dtype == seen_by_the_network(IMAGES)[1].dtype == np.float32
+    assert seen_by_the_network(IMAGES > 100)[0].dtype == np.float32
+    assert seen_by_the_network(IMAGES.astype(np.int32))[0].dtype == np.int32  # indices for an embedding
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.array([0.0, 1.0, 0.0, 1.0])}, "expected labels that are integers, got dtype float"),
+        ({"labels": np.array([0, 1, 2, 1])}, r"expected labels in 0..1, got 0..2"),
+        ({"labels": np.eye(4, 2, dtype=int)}, r"expected labels \[num\]"),
+        ({"labels": np.array([0, 1, 1])}, "expected a label for each of 4 inputs, got 3"),
+        ({"inputs": np.array([[0.0, 1], [1, 2], [np.nan, 1], [2, 2]])}, "1 of 4 are not, such as number 2"),
+        ({"inputs": np.array([["a", "b"]] * 4)}, "expected inputs of real numbers"),
+        ({"split": "test"}, r"data: expected a dict of splits, with 'train' among them, got \['test'\]"),
+        ({"batch_size": 5}, "batch_size: expected 1..4"),
+    ],
+)
+def test_examples_that_cannot_be_learned_are_refused(change, message):
+    """(wrong before 0.2)"""
+    given = {"inputs": IMAGES, "labels": np.array([0, 1, 0, 1]), "split": "train", "batch_size": 2} | change
+    network = Network(lambda key: jnp.zeros(1), lambda weights, x: jnp.zeros((len(x), 2)))
+    data = {given["split"]: (given["inputs"], given["labels"])}
+    with pytest.raises(ValueError, match=message):
+        classification(network, data, given["batch_size"], num_classes=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_network_of_too_few_outputs_is_refused(key):
+    """Ten classes are the default (wrong before 0.2)"""
+    network = Network(lambda key: jnp.zeros(1), lambda weights, x: jnp.zeros((len(x), 2)))
+    task = classification(network, {"train": (IMAGES, np.array([0, 1, 0, 1]))}, 2)
+    with pytest.raises(ValueError, match=r"network: expected outputs \[batch, 10\]"):
+        record(key, task, optax.sgd, np.full(2, 0.1), [0, 2])
+    with pytest.raises(ValueError, match=r"batch_size: expected 1..4, the size of the data, got 5"):
+        minibatch_indices(key, 4, 5, 1)
+    with pytest.raises(
+        ValueError, match="variety: expected `branch` and `branch_step` of each run, got no branch_step"
+    ):
+        branched(task).draws(key, 3, {"branch": 0})
+
+
+def test_a_task_is_made_inside_jit(key):
+    """(wrong before 0.2)"""
+    network = Network(lambda key: jnp.zeros((2, 2)), lambda weights, x: x @ weights)
+    labels = np.array([0, 1, 0, 1])
+    make = lambda inputs: classification(network, {"train": (inputs, labels)}, 4, num_classes=2)
+    inputs = IMAGES.astype(np.float32) / 255
+    call = lambda inputs: record(key, make(inputs), optax.sgd, np.full(2, 0.1), [0, 2]).weights
+    np.testing.assert_allclose(jax.jit(call)(inputs), call(inputs), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_quadratic_of_integers_and_a_logistic_regression_at_zero(key):
+    """(wrong before 0.2)"""
+    task = quadratic(jnp.array([1, 2]), 1)
+    np.testing.assert_allclose(task.evaluate(jnp.zeros(2), task.data)["loss"], 1.5)
+    run = record(key, task, optax.sgd, np.array([0.5, 0.0]), [0, 2])
+    np.testing.assert_allclose(run.weights[1], 1 + (run.weights[0] - 1) * np.array([0.5, 0.0]), atol=1e-6)
+    task = logistic_regression(key, 32, 3)
+    inputs, labels = task.data["train"]
+    assert set(np.unique(labels)) == {0, 1}
+    loss, gradient = jax.value_and_grad(task.loss)(jnp.zeros(3), task.data, jnp.zeros(0))
+    assert loss == pytest.approx(np.log(2), rel=1e-6)
+    np.testing.assert_allclose(gradient, inputs.T @ (0.5 - labels) / 32, rtol=1e-4, atol=1e-6)

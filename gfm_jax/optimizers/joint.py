@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from gfm_jax.optimizers.runge_kutta import HEUN, Tableau, check_stages
 from gfm_jax.optimizers.whole_gradient import ask
+from gfm_jax.optimizers.wide import wide
 
 __all__ = ["joint_runge_kutta"]
 
@@ -76,5 +77,6 @@ def _after(x, row, d):
     """x + sum_i row_i d_i, of counters what is whole of it; of flags and keys what they became first."""
     if not _is(x, jnp.number):
         return d[0]
-    moved = x + sum(c * d_i for c, d_i in zip(row, d, strict=True))
+    far = wide if _is(x, jnp.floating) else lambda leaf: leaf
+    moved = far(x) + sum(c * far(d_i) for c, d_i in zip(row, d, strict=True))
     return (jnp.floor(moved + 1e-3) if _is(x, jnp.integer) else moved).astype(x.dtype)

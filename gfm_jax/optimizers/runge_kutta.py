@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from gfm_jax.optimizers.rate import check_not_negative, rate_at
 from gfm_jax.optimizers.whole_gradient import ask
+from gfm_jax.optimizers.wide import wide
 
 __all__ = [
     "EXTRAGRADIENT",
@@ -117,7 +118,7 @@ def stage_gradients(tableau: Tableau, rate, gradient, params, grad_fn) -> list:
     check_stages(tableau, params, grad_fn)
     stages = [gradient]
     for row in tableau.a:
-        step = lambda w, d: (w - rate * d).astype(w.dtype)
+        step = lambda w, d: (wide(w) - rate * wide(d)).astype(w.dtype)
         stages.append(ask(grad_fn, jax.tree.map(step, params, _mix(row, stages))))
     return stages
 

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.optimizers.runge_kutta import HEUN, Tableau, stage_gradients
+from gfm_jax.optimizers.wide import wide
 
 __all__ = ["EmbeddedState", "embedded_runge_kutta"]
 
@@ -65,8 +66,8 @@ def embedded_runge_kutta(
         del extra_args
         rate = state.learning_rate
         stages = stage_gradients(tableau, rate, updates, params, grad_fn)
-        mix = lambda row: jax.tree.map(lambda *k: sum(c * leaf for c, leaf in zip(row, k, strict=True)), *stages)
-        off = jax.tree.map(lambda d, w: rate * d / (absolute + relative * jnp.abs(w)), mix(difference), params)
+        mix = lambda row: jax.tree.map(lambda *k: sum(c * wide(leaf) for c, leaf in zip(row, k, strict=True)), *stages)
+        off = jax.tree.map(lambda d, w: rate * d / (absolute + relative * jnp.abs(wide(w))), mix(difference), params)
         error = optax.tree.norm(off) / optax.tree.size(off) ** 0.5
         accepted = error <= 1
         change = jnp.clip(SAFETY * jnp.maximum(error, 1e-12) ** (-1 / tableau.order), SMALLEST, LARGEST)

@@ -6,6 +6,7 @@ import optax
 from jaxtyping import PyTree
 
 from gfm_jax.base import Network, Task
+from gfm_jax.tasks.examples import as_inputs, check_logits, check_splits
 from gfm_jax.tasks.minibatches import minibatch_indices
 
 __all__ = ["classification"]
@@ -19,6 +20,10 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
     Its `variety`: `label_noise`, the share of training labels replaced, once a run, by random ones; `data_noise`, the
     standard deviation of Gaussian noise added to inputs at each step; `init_scale`, a factor on the initial weights.
 
+    Inputs that are Booleans or integers of 8 or 16 bits (`uint8` images as `gfm_jax.datasets.load` gives them) are stored as
+    they are, and reach the network as float32 of the same numbers: 0..255, not scaled. Wider integers reach it as they are,
+    as indices for an embedding, unless noise is added.
+
     Args:
       network: any `init(key)` and `apply(weights, inputs) -> logits [batch, num_classes]`.
       data: `{split: (inputs [num, ...], labels int [num])}` with a split "train".
@@ -29,16 +34,13 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
       The task; `evaluate` gives `loss` and `accuracy` over a split.
 
     Raises:
-      ValueError: for a batch larger than the training split, or labels out of range.
+      ValueError: for a batch larger than the training split, inputs that are not finite, labels that are no integers or out of
+        range; in the loss, for a network with less outputs than classes.
     """
+    check_splits(data, num_classes)
     num_train = len(data["train"][0])
     if not 1 <= batch_size <= num_train:
         raise ValueError(f"batch_size: expected 1..{num_train}, the size of the training split, got {batch_size}")
-    for split, (inputs, labels) in data.items():
-        if len(inputs) != len(labels):
-            raise ValueError(f"data[{split!r}]: {len(inputs)} inputs but {len(labels)} labels")
-        if not (int(jnp.min(labels)) >= 0 and int(jnp.max(labels)) < num_classes):
-            raise ValueError(f"data[{split!r}]: expected labels in 0..{num_classes - 1}, got {jnp.unique(labels)}")
 
     def init(key, variety=None):
         scale = (variety or {}).get("init_scale", 1.0)
@@ -61,15 +63,20 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
         inputs, labels = (part[draw["index"]] for part in data["train"])
         if "label_shift" in draw:
             labels = (labels + draw["label_shift"]) % num_classes
+        inputs = as_inputs(inputs)
         if "noise" in draw:
+            inputs = inputs if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs.astype(jnp.float32)
             inputs += (draw["noise"] * jax.random.normal(draw["noise_key"], inputs.shape)).astype(inputs.dtype)
         logits = network.apply(weights, inputs)
+        check_logits(logits, num_classes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def evaluate(weights, split):
         inputs, labels = split
-        logits = network.apply(weights, inputs)
+        logits = network.apply(weights, as_inputs(jnp.asarray(inputs)))
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return {"loss": cross_entropy, "accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
-    return Task(jax.tree.map(jnp.asarray, data), init, draws, loss, evaluate)
+    as_labels = lambda labels: jnp.asarray(labels).astype(jnp.int32)
+    data = {split: (jnp.asarray(inputs), as_labels(labels)) for split, (inputs, labels) in data.items()}
+    return Task(data, init, draws, loss, evaluate)

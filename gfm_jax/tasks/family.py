@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -61,10 +62,10 @@ def draw_structures(key: Array, family: TaskFamily, num_runs: int, num_steps: in
     if unknown := set(family.schedules) - set(SCHEDULES):
         raise ValueError(f"schedules: expected names among {', '.join(SCHEDULES)}, got {', '.join(sorted(unknown))}")
     for name, (low, high) in family.variety.items():
-        if not low <= high:
-            raise ValueError(f"variety[{name!r}]: expected a range (low, high), got ({low}, {high})")
+        if not -np.inf < low <= high < np.inf:
+            raise ValueError(f"variety[{name!r}]: expected a finite range (low, high), got ({low}, {high})")
     for _, (low, high) in family.optimizers:
-        if not 0 < low <= high:
+        if not 0 < low <= high < np.inf:
             raise ValueError(f"optimizers: expected learning rates 0 < low <= high, got ({low}, {high})")
 
     def runs(key, low, high):

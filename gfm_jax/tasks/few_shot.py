@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.base import Network, Task
+from gfm_jax.tasks.examples import as_inputs, check_labelled, check_logits, check_splits
 
 __all__ = ["ByClass", "by_class", "class_subsets", "draw_support", "few_shot", "labels_among"]
 
@@ -33,13 +34,18 @@ def by_class(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes
     """Puts examples in order.
 
     Raises:
-      ValueError: for labels of another number or out of range, or a class without examples.
+      ValueError: for inputs that are not finite, labels of another number, no integers or out of range, or a class without
+        examples.
     """
-    inputs, labels = np.asarray(inputs), np.asarray(labels, np.int32)
+    if any(isinstance(part, jax.core.Tracer) for part in (inputs, labels)):
+        raise ValueError("inputs, labels: expected arrays whose values are known, got tracers: call it outside of jit")
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels):
         raise ValueError(f"labels: expected one for each of {len(inputs)} inputs, got {len(labels)}")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    if labels.dtype.kind in "iu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels: expected 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+    check_labelled(inputs, labels, num_classes, "inputs, labels")
+    labels = labels.astype(np.int32)
     count = np.bincount(labels, minlength=num_classes)
     if not count.all():
         raise ValueError(f"labels: expected examples of every class, got none of {np.flatnonzero(count == 0).tolist()}")
@@ -114,6 +120,8 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
 
     Its `variety`: `classes`, int [ways], a run's own, in the order of the network's outputs; needed.
 
+    Integers of 8 or 16 bits (`uint8` images) reach the network as float32 of the same numbers, as in `classification`.
+
     Args:
       network: any `init(key)` and `apply(weights, inputs) -> logits [batch, ways]`.
       data: `{split: (inputs [num, ...], labels int [num])}` with a split "train", labels in 0..num_classes-1.
@@ -129,9 +137,17 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    check_splits(data, num_classes)
 
     def draws(key, num_steps, variety):
+        if not variety or "classes" not in variety:
+            raise ValueError(
+                "variety: expected `classes`, those of each run in the order of the network's outputs, got none"
+            )
         classes = variety["classes"]
+        if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
+            got = f"shape {classes.shape} of {classes.dtype}"
+            raise ValueError(f"variety['classes']: expected integers [ways] for each run, got {got}")
         return {
             "key": jax.random.split(key, num_steps),
             "classes": jnp.broadcast_to(classes, (num_steps, len(classes))),
@@ -143,11 +159,13 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
         labels = jax.random.randint(key_class, (batch_size,), 0, len(draw["classes"]))
         c = draw["classes"][labels]
         index = examples.start[c] + jax.random.randint(key_example, (batch_size,), 0, examples.count[c])
-        return _cross_entropy(network.apply(weights, examples.inputs[index]), labels).mean()
+        logits = network.apply(weights, as_inputs(examples.inputs[index]))
+        check_logits(logits, len(draw["classes"]))
+        return _cross_entropy(logits, labels).mean()
 
     def evaluate(weights, split):
         inputs, labels = split
-        logits = network.apply(weights, inputs)
+        logits = network.apply(weights, as_inputs(jnp.asarray(inputs)))
         counts = labels >= 0
         mean = lambda values: jnp.sum(jnp.where(counts, values, 0.0)) / counts.sum()
         return {"loss": mean(_cross_entropy(logits, labels)), "accuracy": mean(logits.argmax(-1) == labels)}

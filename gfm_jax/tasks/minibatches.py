@@ -20,7 +20,12 @@ def minibatch_indices(key: Array, num_examples: int, batch_size: int, num_steps:
 
     Returns:
       int32 [num_steps, batch_size].
+
+    Raises:
+      ValueError: for a batch larger than the data, or of no example.
     """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(f"batch_size: expected 1..{num_examples}, the size of the data, got {batch_size}")
     steps_per_epoch = num_examples // batch_size
     num_epochs = -(-num_steps // steps_per_epoch)
 
@@ -39,6 +44,10 @@ def branched(task: Task) -> Task:
     """
 
     def draws(key, num_steps, variety):
+        if missing := {"branch", "branch_step"} - set(variety or {}):
+            raise ValueError(
+                f"variety: expected `branch` and `branch_step` of each run, got no {', '.join(sorted(missing))}"
+            )
         rest = {name: value for name, value in variety.items() if not name.startswith("branch")}
         key_of_branch = jax.random.fold_in(key, 1 + variety["branch"])
         common, own = (task.draws(k, num_steps, rest) for k in (key, key_of_branch))

@@ -23,10 +23,15 @@ def quadratic(curvature: Float[Array, " dim"], minimum: Float[Array, " dim"] | f
 
     Returns:
       The task; weights start from a standard normal law, times `init_scale` of the variety.
+
+    Raises:
+      ValueError: for curvatures that are no vector.
     """
     curvature = jnp.asarray(curvature)
     if curvature.ndim != 1:
         raise ValueError(f"curvature: expected one number a coordinate, [dim], got shape {curvature.shape}")
+    if not jnp.issubdtype(curvature.dtype, jnp.floating):
+        curvature = curvature.astype(jnp.float32)
     minimum = jnp.broadcast_to(minimum, curvature.shape)
 
     def init(key, variety=None):
