@@ -1,11 +1,22 @@
 """Mistakes of value, caught where values are known: a traced array has none, and passes."""
 
+import math
+import numbers
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_choices", "check_finite", "check_source", "check_times"]
+__all__ = [
+    "as_float",
+    "as_points",
+    "check_choices",
+    "check_count",
+    "check_finite",
+    "check_source",
+    "check_times",
+]
 
 
 def check_choices(recipe: type, choices: dict) -> None:
@@ -15,22 +26,72 @@ def check_choices(recipe: type, choices: dict) -> None:
         raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of {recipe.__name__}, {names}")
 
 
-def check_finite(name: str, points: jax.Array) -> None:
+def as_float(name: str, values) -> jax.Array:
+    """Real numbers as an array of float32 or better: bytes, integers, booleans and floats of 16 bits are widened, so that no
+    difference wraps and no sum stands still. Lists of numbers are accepted.
+
+    Raises:
+      ValueError: for what is no array of real numbers.
+    """
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected an array of real numbers, got {type(values).__name__}") from None
+    known = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in known):
+        raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def as_points(name: str, points, *, least: int = 1) -> jax.Array:
+    """Points [num, dim] in float32 or better.
+
+    Raises:
+      ValueError: for another shape, or fewer than `least` points.
+    """
+    points = as_float(name, points)
+    if points.ndim != 2 or not points.shape[1]:
+        raise ValueError(f"{name}: expected points [num, dim], got shape {points.shape}")
+    if len(points) < least:
+        raise ValueError(f"{name}: expected at least {least} {'point' if least == 1 else 'points'}, got {len(points)}")
+    return points
+
+
+def check_count(name: str, count, least: int = 1) -> int:
+    """A number of things, as a Python integer.
+
+    Raises:
+      ValueError: for what is no integer, or less than `least`.
+    """
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {count!r}")
+    if count < least:
+        raise ValueError(f"{name}: expected at least {least}, got {count}")
+    return int(count)
+
+
+def check_finite(name: str, points) -> None:
     """Raises ValueError where some of the points [num, dim] are not finite."""
     if isinstance(points, Tracer):
         return
     with jax.ensure_compile_time_eval():  # inside a traced function too
         bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(points)).all(-1)))
     if bad:
-        raise ValueError(f"{name}: {bad} of {len(points)} points are not finite")
+        whole = "the point is" if jnp.ndim(points) == 1 else f"{bad} of {len(points)} points are"
+        raise ValueError(f"{name}: {whole} not finite")
 
 
-def check_times(**times) -> None:
-    """Raises ValueError for a time outside [0, 1], or one that is later than the next: s <= u <= t, in the order given."""
+def check_times(*, before_end: bool = False, **times) -> None:
+    """Raises ValueError for a time outside [0, 1], or one that is later than the next: s <= u <= t, in the order given.
+
+    With `before_end` the first of them has to lie in [0, 1), for what is not defined at the end itself.
+    """
     known = {name: np.asarray(t) for name, t in times.items() if not isinstance(t, Tracer)}
     for name, t in known.items():
         if not ((t >= 0) & (t <= 1)).all():
-            raise ValueError(f"{name}: expected a flow time in [0, 1], got {t}")
+            raise ValueError(f"{name}: expected a flow time in [0, 1{')' if before_end else ']'}, got {t}")
+    if before_end and (first := next(iter(times))) in known and (known[first] == 1).any():
+        raise ValueError(f"{first}: expected a flow time in [0, 1), got {known[first]}: at 1 it is no longer defined")
     for (early, s), (late, t) in zip(list(known.items())[:-1], list(known.items())[1:], strict=True):
         if (s > t).any():
             raise ValueError(f"{early}, {late}: expected {early} <= {late}, got {s} and {t}")
@@ -38,8 +99,15 @@ def check_times(**times) -> None:
 
 def check_source(source) -> tuple[float, float]:
     """The mean and the standard deviation of a Gaussian source; closed forms are known for no other."""
-    if not (isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, int | float) for part in source)):
+    if not (isinstance(source, tuple | list) and len(source) == 2 and all(_is_number(part) for part in source)):
         raise ValueError(f"source: expected the mean and the standard deviation of a Gaussian, got {source!r}")
-    if not source[1] > 0:
-        raise ValueError(f"source: expected a Gaussian with a positive standard deviation, got {source[1]}")
-    return source
+    mean, std = (float(part) for part in source)
+    if not math.isfinite(mean):
+        raise ValueError(f"source: expected a finite mean, got {mean}")
+    if not (std > 0 and math.isfinite(std)):
+        raise ValueError(f"source: expected a Gaussian with a positive standard deviation, got {std}")
+    return mean, std
+
+
+def _is_number(part):
+    return isinstance(part, numbers.Real) and not isinstance(part, bool)

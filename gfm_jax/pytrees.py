@@ -169,8 +169,16 @@ def map_rows(function: Callable, rows: PyTree, batch_size: int) -> PyTree:
       function: of one row.
       rows: arrays with the same leading axis.
       batch_size: how many rows are worked out side by side.
+
+    Raises:
+      ValueError: for no row, leaves of different numbers of rows, or a batch size below 1.
     """
-    num = len(jax.tree.leaves(rows)[0])
+    leading = sorted({leaf.shape[:1] for leaf in map(jnp.asarray, jax.tree.leaves(rows))})
+    if len(leading) != 1 or leading[0] in ((), (0,)):
+        raise ValueError(f"rows: expected at least one row, as many in every array, got leading axes {leading}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    num = leading[0][0]
     size = min(batch_size, num)
     index = jnp.arange(-(-num // size) * size) % num
     row = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], rows)

@@ -5,11 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from gfm_jax.checks import check_times
+from gfm_jax.checks import as_float, check_count, check_finite, check_times
 
 __all__ = ["log_likelihood", "solve_flow", "solve_flow_map", "solve_hybrid"]
+
+MOST_STEPS = 4096  # of a solve whose steps are chosen by a controller
 
 
 def solve_flow(
@@ -20,39 +23,93 @@ def solve_flow(
     *,
     num_steps: int = 16,
     solver: Any = None,
+    adjoint: Any = None,
+    stepsize_controller: Any = None,
 ) -> tuple[PyTree, dict[str, Array]]:
     r"""Integrates a velocity over even steps, by diffrax.
 
     .. math:: \dot x = v(t, x), \qquad x(t_0) = x_0
 
+    The default solver is the midpoint method, of second order. Its stages lie at the beginning and in the middle of a step, so
+    that it never looks at t_1, where a velocity such as `closed_form_velocity` is not defined.
+
     Args:
       velocity: `(t, x) -> dx/dt`, for one point.
-      x_0: where the flow starts: an array or a pytree of arrays.
-      t_0, t_1: the time at which it starts and ends, in the velocity's own clock.
-      num_steps: number of steps, at least 1.
-      solver: any diffrax solver; `diffrax.Heun()` by default.
+      x_0: where the flow starts: an array or a pytree of arrays. Integers and floats of 16 bits are computed with, and come
+        back, as float32.
+      t_0, t_1: the time at which it starts and ends, in the velocity's own clock, in either order. Where one of them is traced,
+        the integration runs over a time from 0 to 1, with the same steps.
+      num_steps: number of steps, at least 1. With a controller the length of the first step, of at most 4096 that it may take.
+      solver: a diffrax solver; `diffrax.Midpoint()` by default. An implicit one needs a controller with tolerances, from
+        which it takes those of its root finder.
+      adjoint: how to differentiate through the solve: `diffrax.RecursiveCheckpointAdjoint()` by default, for one derivative in
+        reverse; `diffrax.ForwardMode()` for `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for either and for second
+        derivatives.
+      stepsize_controller: such as `diffrax.PIDController(rtol=1e-5, atol=1e-5)`; steps of one length by default.
 
     Returns:
       x(t_1), and `{"finite": ...}`: a solve that diverged is a value, not an exception.
+
+    Raises:
+      ValueError: for a number of steps that is no integer above 0, or, as the velocity raises it, for a known time at which the
+        solver has to look and the velocity is not defined.
     """
     import diffrax  # on first use: it takes half a second
+    import equinox
 
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    num_steps = check_count("num_steps", num_steps)
+    solver = diffrax.Midpoint() if solver is None else solver
+    x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
+    ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
+    _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
+    if not any(isinstance(t, jax.core.Tracer) for t in (t_0, t_1)):
+        field_of, start, end = velocity, t_0, t_1
+    else:  # diffrax compares times by a callback to the host where it does not know them
+        duration = t_1 - t_0
+        along = lambda u, x: velocity(t_0 + u * duration, x)
+        field_of = lambda u, x: jax.tree.map(lambda v: duration * v, along(u, x))
+        start, end = 0.0, 1.0
+    step = (end - start) / num_steps
+    clock = jnp.result_type(start, end, step)  # as diffrax has it
+    clock = clock if jnp.issubdtype(clock, jnp.floating) else jnp.result_type(float)
+    x_0 = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(leaf, clock)), x_0)
+    # What the velocity closes over becomes an argument of the solve, whose caches would else hold on to traced arrays.
+    like = jax.ShapeDtypeStruct((), clock)
+    field = equinox.filter_closure_convert(lambda t, x, _: field_of(t, x), like, x_0, None)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, _: velocity(t, x)),
-        diffrax.Heun() if solver is None else solver,
-        t_0,
-        t_1,
-        dt0=(t_1 - t_0) / num_steps,
+        diffrax.ODETerm(field),
+        solver,
+        start,
+        end,
+        dt0=step,
         y0=x_0,
-        stepsize_controller=diffrax.ConstantStepSize(),
-        max_steps=num_steps + 1,  # rounding may leave a sliver of a step
+        stepsize_controller=diffrax.ConstantStepSize() if stepsize_controller is None else stepsize_controller,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=num_steps + 1 if stepsize_controller is None else MOST_STEPS,  # rounding may leave a sliver of a step
         throw=False,
     )
     x_1 = jax.tree.map(lambda saved: saved[-1], solution.ys)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x_1)]).all()
     return x_1, {"finite": finite}
+
+
+def _looks_at_the_end(solver) -> bool:
+    """Whether a solver may ask for the velocity at the end of a step: by its stages where it has a table of them."""
+    import diffrax
+
+    if isinstance(solver, diffrax.Euler):
+        return False
+    table = getattr(solver, "tableau", None)
+    return table is None or not hasattr(table, "c") or bool((np.asarray(table.c) == 1).any())
+
+
+def _ask_at(velocity, times, x):
+    """Lets a velocity refuse, before anything compiles, a time at which it is not defined: inside a solve it knows no times."""
+    dtype = jnp.result_type(float, *jax.tree.leaves(x))
+    for t in times:
+        with jax.ensure_compile_time_eval():
+            known = jnp.asarray(t, dtype)
+        jax.eval_shape(lambda x, t=known: velocity(t, x), x)
 
 
 def solve_flow_map(
@@ -79,10 +136,10 @@ def solve_flow_map(
     Raises:
       ValueError: for fewer than one jump, or times that are not in order in [0, 1].
     """
-    if num_jumps < 1:
-        raise ValueError(f"num_jumps: expected at least 1, got {num_jumps}")
+    num_jumps = check_count("num_jumps", num_jumps)
     check_times(t_0=t_0, t_1=t_1)
-    times = jnp.linspace(t_0, t_1, num_jumps + 1)
+    x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
+    times = jnp.linspace(t_0, t_1, num_jumps + 1, dtype=jnp.result_type(*jax.tree.leaves(x_0)))
     jump = lambda x, st: (flow_map(st[0], st[1], x), None)
     return jax.lax.scan(jump, x_0, (times[:-1], times[1:]))[0]
 
@@ -106,14 +163,17 @@ def solve_hybrid(
       x_0: where the flow starts.
       tau: in [0, 1], on the grid.
       num_steps: steps in all, at least 1.
-      solver: any diffrax solver; `diffrax.Heun()` by default.
+      solver: as in `solve_flow`.
 
     Returns:
       x(1), and `{"finite": ...}`.
 
     Raises:
-      ValueError: for a tau outside [0, 1] or between two steps.
+      ValueError: for a tau that is traced, outside [0, 1] or between two steps.
     """
+    num_steps = check_count("num_steps", num_steps)
+    if isinstance(tau, jax.core.Tracer):
+        raise ValueError("tau: expected a number that is known before compilation, got a traced one")
     check_times(tau=tau)
     num_first = round(tau * num_steps)
     if abs(num_first - tau * num_steps) > 1e-6 * num_steps:
@@ -128,32 +188,41 @@ def solve_hybrid(
 
 def log_likelihood(
     velocity: Callable[[Array, Array], Array],
-    x_1: Float[Array, " dim"],
+    x_1: Shaped[Array | np.ndarray, " dim"],
     log_density: Callable[[Array], Array],
     *,
     key: Array | None = None,
     num_probes: int = 1,
     num_steps: int = 100,
     solver: Any = None,
+    t_1: float = 1.0,
 ) -> Float[Array, ""]:
     r"""The log-density of a point under a flow, by the change of variables.
 
-    .. math:: \log p_1(x_1) = \log p_0(x_0) - \int_0^1 \nabla \cdot v(x_t, t) \, dt
+    .. math:: \log p_{t_1}(x_1) = \log p_0(x_0) - \int_0^{t_1} \nabla \cdot v(x_t, t) \, dt
 
     Args:
       velocity: `(t, x) -> dx/dt`, for one point.
-      x_1: the point, at t = 1.
+      x_1: the point, at t_1; computed with in float32 or better.
       log_density: `(x_0) -> log p_0(x_0)`, of the source.
       key: None for the exact divergence, dim forward derivatives a step; else randomness of Hutchinson's estimate, by
         Rademacher probes that stay the same along the flow: unbiased for the log-density.
       num_probes: of the estimate, at least 1.
       num_steps, solver: as in `solve_flow`.
+      t_1: the time of the density. A flow whose end is no density, such as `closed_form_velocity`, has one at any time below 1.
 
     Returns:
       The log-density, in nats.
+
+    Raises:
+      ValueError: for a number below 1, a point that is no vector or not finite, or a velocity that is not defined at t_1.
     """
-    if num_probes < 1:
-        raise ValueError(f"num_probes: expected at least 1, got {num_probes}")
+    num_probes = check_count("num_probes", num_probes)
+    x_1 = as_float("x_1", x_1)
+    if x_1.ndim != 1:
+        raise ValueError(f"x_1: expected one point [dim], got shape {x_1.shape}; map with jax.vmap")
+    check_finite("x_1", x_1)
+    check_times(t_1=t_1)
     if key is None:
         probes = jnp.eye(x_1.shape[-1], dtype=x_1.dtype)
     else:
@@ -164,5 +233,5 @@ def log_likelihood(
         return v, jnp.sum(probes * jax.vmap(push)(probes))
 
     start = (x_1, jnp.zeros((), x_1.dtype))
-    (x_0, change), _ = solve_flow(joint, start, 1.0, 0.0, num_steps=num_steps, solver=solver)
+    (x_0, change), _ = solve_flow(joint, start, t_1, 0.0, num_steps=num_steps, solver=solver)
     return log_density(x_0) + change

@@ -2,15 +2,16 @@
 
 import functools
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.fields import closed_form_velocity, gaussian, posterior, single_point, uniform_on_boxes
+from gfm_jax.fields import closed_form_velocity, gaussian, posterior, single_point, uniform_on_boxes, velocity_to
 from gfm_jax.losses import empirical_path, flow_matching_loss
 from gfm_jax.paths import draw_companions, interpolate, linear, trigonometric, variance_preserving
-from gfm_jax.solve import solve_flow
+from gfm_jax.solve import log_likelihood, solve_flow
 
 INTERPOLANTS = (linear, trigonometric, variance_preserving)
 
@@ -70,12 +71,82 @@ def test_euler_lands_on_the_data(key):
     """A hundred steps of Euler never look at t = 1, and the last one ends at the posterior's mean: a data point."""
     data = 3 * jax.random.normal(key, (30, 2))  # farther apart than the noise that is left at the last step
     x_0 = jax.random.normal(jax.random.key(1), (50, 2))
-    import diffrax
-
     flow = functools.partial(solve_flow, closed_form_velocity(data), num_steps=100, solver=diffrax.Euler())
     ends = jax.jit(jax.vmap(lambda x: flow(x)[0]))(x_0)
     distance = jnp.linalg.norm(ends[:, None] - data, axis=-1).min(1)
     assert float(distance.max()) < 1e-5
+
+
+def dense(data, t, x):
+    """Mean, effective size, log-density and velocity of linear paths from N(0, I), densely and in float64."""
+    data, x = np.asarray(data, float), np.asarray(x, float)
+    logits = -((x - t * data) ** 2).sum(1) / (2 * (1 - t) ** 2)
+    weights = np.exp(logits - logits.max())
+    density = logits.max() + np.log(weights.mean()) - x.size * np.log(np.sqrt(2 * np.pi) * (1 - t))
+    weights /= weights.sum()
+    return weights @ data, 1 / (weights**2).sum(), density, weights @ (data - x) / (1 - t)
+
+
+@pytest.mark.parametrize("t", [0.5, 0.9])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_data_far_from_zero_lose_nothing(key, offset, t):
+    """(wrong before 0.2)"""
+    data = offset + jax.random.normal(key, (40, 8))
+    x = t * data[3] + (1 - t) * 1.5 * jax.random.normal(jax.random.key(1), (8,))
+    t = float(np.float32(t))
+    mean, size, density, velocity = dense(data, t, x)
+    found = posterior(data, jnp.float32(t), x, chunk=7)
+    resolution = 1e-6 * max(offset, 1)
+    np.testing.assert_allclose(found.mean, mean, atol=resolution)
+    assert float(found.effective_size) == pytest.approx(size, rel=1e-3)
+    assert float(found.log_density) == pytest.approx(density, abs=2e-3)
+    np.testing.assert_allclose(closed_form_velocity(data)(jnp.float32(t), x), velocity, atol=10 * resolution, rtol=1e-6)
+    path = interpolate(linear, jnp.float32(t), jnp.zeros(8), data[3])._replace(x_t=x)
+    target = empirical_path(jax.tree.map(lambda leaf: leaf[None], path), data).dx_t[0]
+    np.testing.assert_allclose(target, velocity, atol=30 * resolution)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool", "bfloat16", "float16"])
+def test_any_dtype_is_computed_in_float32(dtype):
+    """Bytes wrapped, and 16 bits lost the weights (wrong before 0.2)."""
+    data = jnp.asarray(np.random.default_rng(0).integers(0, 255, (50, 16))).astype(dtype)
+    wide, t = data.astype(jnp.float32), jnp.float32(0.5)
+    found, expected = posterior(data, t, data[3]), posterior(wide, t, wide[3])
+    assert found.mean.dtype == jnp.float32
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(closed_form_velocity(data)(0, data[3]), closed_form_velocity(wide)(0.0, wide[3]))
+
+
+def test_data_of_any_size_give_numbers():
+    """(wrong before 0.2)"""
+    data = jnp.array([[1e20, 0.0], [0.0, 1e20], [-1e20, 3e19]])
+    np.testing.assert_allclose(closed_form_velocity(data)(0.5, jnp.array([0.4e20, 0.1e20])), [1.2e20, -2e19], rtol=1e-5)
+    np.testing.assert_allclose(closed_form_velocity(jnp.full((3, 2), 1.5))(0.5, jnp.zeros(2)), 3.0, rtol=1e-6)
+    assert float(posterior(jnp.ones((3, 1)), 0.5, jnp.array([1e20])).effective_size) == pytest.approx(3)
+
+
+def test_the_default_solver_lands_on_the_data(key):
+    """The others are told that there is nothing to see at t = 1 (wrong before 0.2)."""
+    data = jax.random.normal(key, (20, 2))
+    velocity, x_0 = closed_form_velocity(data), jax.random.normal(jax.random.key(1), (30, 2))
+    ends, info = jax.jit(jax.vmap(lambda x: solve_flow(velocity, x, num_steps=50)))(x_0)
+    assert bool(info["finite"].all())
+    assert float(jnp.linalg.norm(ends[:, None] - data, axis=-1).min(1).max()) < 1e-4
+    for solver in (diffrax.Heun(), diffrax.Tsit5()):
+        with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1.0"):
+            solve_flow(velocity, x_0[0], solver=solver)
+    with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1"):
+        velocity_to(linear, 1, x_0[0], data[0])
+
+
+def test_the_density_of_the_closed_form_before_the_end(key):
+    """Integrated back along the flow, against the mixture that it is; at the end there is none (wrong before 0.2)."""
+    data, x = jax.random.normal(key, (10, 2)), jnp.array([0.3, 0.2])
+    normal = lambda x: jnp.sum(jax.scipy.stats.norm.logpdf(x))
+    found = log_likelihood(closed_form_velocity(data), x, normal, t_1=0.7)
+    assert float(found) == pytest.approx(float(posterior(data, 0.7, x).log_density), abs=2e-3)
+    with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\)"):
+        log_likelihood(closed_form_velocity(data), data[0], normal)
 
 
 def test_a_large_data_set_is_never_beside_the_queries(key):
@@ -219,7 +290,7 @@ def test_regression_on_paths_is_regression_on_the_exact_field(key):
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     t, x = jnp.float32(0.5), jnp.zeros(2)
-    with pytest.raises(ValueError, match=r"data: expected at least one point of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"data: expected at least 1 point, got 0"):
         posterior(jnp.zeros((0, 2)), t, x)
     with pytest.raises(ValueError, match=r"data: expected .* got \(4, 3\)"):
         closed_form_velocity(jnp.zeros((4, 3)))(t, x)
@@ -233,3 +304,58 @@ def test_bad_input():
         closed_form_velocity(DATA)(jnp.float32(1.2), x)
     with pytest.raises(ValueError, match=r"source: expected .* got 'uniform'"):
         closed_form_velocity(DATA, source="uniform")(t, x)
+    with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1.0"):
+        closed_form_velocity(DATA)(1.0, x)
+    with pytest.raises(ValueError, match=r"data: expected points \[num, dim\], got shape \(40,\)"):
+        closed_form_velocity(DATA[:, 0])
+    with pytest.raises(ValueError, match="data: expected real numbers, got complex64"):
+        posterior(DATA + 1j, t, x)
+    with pytest.raises(ValueError, match=r"t: expected one time, got shape \(3,\)"):
+        posterior(DATA, jnp.zeros(3), x)
+    assert posterior(DATA.tolist(), 0, [0, 1]).mean.shape == (2,)  # lists and integers are numbers
+
+
+def test_oracles_refuse_the_end():
+    """Where they are not defined (wrong before 0.2)."""
+    for oracle in (gaussian(jnp.ones(2), 0.0), single_point(jnp.ones(2)), uniform_on_boxes(*checkerboard_boxes())):
+        with pytest.raises(ValueError, match=r"expected a flow time in \[0, 1\)"):
+            oracle.velocity(jnp.float32(1), jnp.zeros(2))
+    with pytest.raises(ValueError, match="std: expected a standard deviation of at least 0, got -1"):
+        gaussian(jnp.ones(2), -1.0)
+    moved = gaussian(jnp.ones(2), 0.5).velocity(1, jnp.zeros(2))  # a law that has a density goes on to its end
+    assert bool(jnp.isfinite(moved).all())
+
+
+def test_weights_of_the_loss_stay_with_their_squares():
+    """(1 * 1 + 3 * 9 + 0 * 4 + 2 * 25) / 8: each sample's weight times its own squares; the other coordinate is right."""
+    path = interpolate(linear, jnp.float32(0), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    velocity = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [5.0, 0.0]])
+    weight = jnp.array([1.0, 3.0, 0.0, 2.0])
+    assert float(flow_matching_loss(velocity, path, weight)) == pytest.approx(78 / 8)
+    assert float(flow_matching_loss(velocity, path, weight[:, None] * jnp.ones(2))) == pytest.approx(78 / 8)
+
+
+def test_under_the_settings_that_find_mistakes():
+    """No filler is infinite, and every broadcast is written out (wrong before 0.2)."""
+    settings = {"jax_debug_nans": True, "jax_debug_infs": True, "jax_numpy_rank_promotion": "raise"}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        velocity = closed_form_velocity(DATA, chunk=7)
+        found = jax.jit(jax.vmap(velocity))(jnp.linspace(0, 0.9, 3), DATA[:3])
+        end, _ = solve_flow(velocity, DATA[0], num_steps=4)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    np.testing.assert_allclose(found[1], dense(DATA, 0.45, DATA[1])[3], rtol=1e-4, atol=1e-5)
+    assert bool(jnp.isfinite(end).all())
+
+
+def test_the_closed_form_inside_shard_map():
+    """The loop's carry has the axes of what comes in from the start (wrong before 0.2)."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("d")
+    each = lambda x: jax.vmap(lambda x: closed_form_velocity(DATA, chunk=7)(0.3, x))(x)
+    found = jax.shard_map(each, mesh=mesh, in_specs=split, out_specs=split)(DATA[:4])
+    np.testing.assert_allclose(found, each(DATA[:4]), rtol=1e-6)

@@ -129,3 +129,56 @@ def test_laplace_nll_learns_the_mean_error():
     grid = jnp.linspace(-1.5, 0.5, 401)
     best = grid[jnp.argmin(jax.vmap(lambda s: laplace_nll(s, errors))(grid))]
     assert float(jnp.exp(best)) == pytest.approx(float(jnp.abs(errors).mean()), rel=0.01)
+
+
+# --- what a solve takes -----------------------------------------------------------------------------------------------
+
+
+def test_derivatives_that_a_solve_is_asked_for():
+    """x' = x^2 from x in half a unit: x / (1 - x / 2), of slope 1 / (1 - x / 2)^2 (wrong before 0.2)."""
+    flow = lambda adjoint: lambda x: solve_flow(lambda t, x: x**2, x, 0.0, 0.5, num_steps=64, adjoint=adjoint)[0]
+    x = jnp.float32(0.5)
+    forward, direct = flow(diffrax.ForwardMode()), flow(diffrax.DirectAdjoint())
+    for slope in (jax.jacfwd(forward), jax.grad(flow(None)), jax.grad(direct)):
+        assert float(slope(x)) == pytest.approx(1 / 0.75**2, rel=1e-3)
+    assert float(jax.grad(jax.grad(direct))(x)) == pytest.approx(1 / 0.75**3, rel=1e-2)
+
+
+def test_an_implicit_solver_with_its_controller():
+    """(wrong before 0.2)"""
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    end, info = solve_flow(lambda t, x: -20 * x, jnp.ones(1), solver=diffrax.Kvaerno3(), stepsize_controller=controller)
+    assert bool(info["finite"])
+    np.testing.assert_allclose(end, np.exp(-20), atol=1e-5)
+
+
+def test_times_that_are_traced_put_no_callback_into_the_program():
+    """Same numbers, and a program for a machine that is not there (wrong before 0.2)."""
+    flow = lambda t_0, t_1: solve_flow(lambda t, x: jnp.cos(t) * x, jnp.ones(2), t_0, t_1)[0]
+    traced = jax.jit(flow).trace(jnp.float32(0.2), jnp.float32(1.0))
+    assert "callback" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+    np.testing.assert_allclose(jax.jit(flow)(0.2, 1.0), flow(0.2, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(flow)(1.0, 0.2), flow(1.0, 0.2), rtol=1e-6)
+    np.testing.assert_array_equal(jax.jit(flow)(0.5, 0.5), 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_a_solve_starts_from():
+    """Integers and 16 bits are computed with in float32; numbers of steps are integers (wrong before 0.2)."""
+    growth = lambda t, x: x
+    for start in (np.array([1]), jnp.ones(1, jnp.bfloat16), [1.0]):
+        end, _ = solve_flow(growth, jnp.asarray(start), 0, 1, num_steps=32)
+        assert end.dtype == jnp.float32
+        assert float(end[0]) == pytest.approx(np.e, rel=1e-3)
+    np.testing.assert_array_equal(solve_flow(growth, jnp.ones(1), 1, 1)[0], 1)
+    for number in (2.5, True, None):
+        with pytest.raises(ValueError, match="num_steps: expected an integer of at least 1"):
+            solve_flow(growth, jnp.ones(1), num_steps=number)
+
+
+def test_nothing_that_is_traced_stays_behind():
+    """What a velocity closes over is an argument of the solve (wrong before 0.2)."""
+    follow = jax.jit(lambda rate, x: solve_flow(lambda t, x: rate * x, x, num_steps=8)[0])
+    with jax.check_tracer_leaks():
+        end = follow(jnp.float32(0.5), jnp.ones(2))
+    np.testing.assert_allclose(end, np.exp(0.5), rtol=1e-3)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gfm_jax.checks import as_float
+
 __all__ = ["jump", "velocity_of"]
 
 
@@ -32,4 +34,5 @@ def velocity_of(flow_map: Callable[[Array, Array, Array], Array], t: Float[Array
       t: the time.
       x: the point.
     """
+    t = as_float("t", t)
     return jax.jvp(lambda later: flow_map(t, later, x), (t,), (jnp.ones_like(t),))[1]

@@ -10,6 +10,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Interpolant
+from gfm_jax.checks import as_float, as_points, check_count, check_source, check_times
 from gfm_jax.fields.closed_form import velocity_to
 from gfm_jax.fields.flow_map import velocity_of
 from gfm_jax.paths import linear
@@ -38,30 +39,55 @@ def gaussian(
        g_t^2 = \alpha_t^2 s_0^2 + \beta_t^2 s_1^2
 
     Args:
-      mean, std: m_1 and s_1 >= 0 of the target.
+      mean, std: m_1 and s_1 >= 0 of the target; where s_1 is 0 the map does not begin at s = 1.
       interpolant: the pair (alpha, beta).
       source: m_0 and s_0 > 0.
+
+    Raises:
+      ValueError: for a negative s_1, another source, or times that are known and not 0 <= s <= t <= 1.
     """
-    mean_0, std_0 = source
+    mean_0, std_0 = check_source(source)
+    mean = as_float("mean", mean)
+    if not isinstance(std, jax.core.Tracer) and not 0 <= std < np.inf:
+        raise ValueError(f"std: expected a standard deviation of at least 0, got {std}")
+    pointed = not isinstance(std, jax.core.Tracer) and std == 0
     centre = lambda t: interpolant.alpha(t) * mean_0 + interpolant.beta(t) * mean
     spread = lambda t: jnp.hypot(interpolant.alpha(t) * std_0, interpolant.beta(t) * std)
 
     def flow_map(s, t, x):
+        check_times(before_end=pointed, s=s, t=t)
         return centre(t) + spread(t) / spread(s) * (x - centre(s))
 
-    return Oracle(lambda t, x: velocity_of(flow_map, t, x), flow_map)
+    return Oracle(_velocity_of(flow_map, pointed), flow_map)
+
+
+def _velocity_of(flow_map, pointed):
+    def velocity(t, x):
+        check_times(before_end=pointed, t=t)
+        return velocity_of(flow_map, t, x)
+
+    return velocity
 
 
 def single_point(x_1: Float[Array, "*dim"], *, interpolant: Interpolant = linear) -> Oracle:
     r"""From any source to one data point; s < 1.
 
     .. math:: X_{s,t}(x) = \beta_t x_1 + \frac{\alpha_t}{\alpha_s} (x - \beta_s x_1)
+
+    Args:
+      x_1: the point.
+      interpolant: the pair (alpha, beta).
+
+    Raises:
+      ValueError: for times that are known and not 0 <= s <= t <= 1, s < 1.
     """
+    x_1 = as_float("x_1", x_1)
 
     def flow_map(s, t, x):
+        check_times(before_end=True, s=s, t=t)
         return interpolant.beta(t) * x_1 + interpolant.alpha(t) / interpolant.alpha(s) * (x - interpolant.beta(s) * x_1)
 
-    return Oracle(lambda t, x: velocity_of(flow_map, t, x), flow_map)
+    return Oracle(_velocity_of(flow_map, True), flow_map)
 
 
 def uniform_on_boxes(
@@ -84,17 +110,36 @@ def uniform_on_boxes(
       interpolant: the pair (alpha, beta).
       std_0: standard deviation of the source, above 0.
       num_steps: steps of a fifth-order solver, for each flow map: it has no closed form.
+
+    Returns:
+      The oracle, for times below 1: at the end itself the velocity is no longer defined.
+
+    Raises:
+      ValueError: for corners that are no boxes, a deviation that is not positive, or times that are known and not below 1.
     """
+    lower, upper = as_points("lower", lower), as_points("upper", upper)
+    check_source((0.0, std_0))
+    num_steps = check_count("num_steps", num_steps)
+    if lower.shape != upper.shape:
+        raise ValueError(f"lower, upper: expected two corners of each box, got shapes {lower.shape} and {upper.shape}")
+    known = not any(isinstance(corner, jax.core.Tracer) for corner in (lower, upper))
+    if known and not (np.asarray(lower) < np.asarray(upper)).all():
+        raise ValueError("lower, upper: expected lower < upper along every axis of every box")
 
     def velocity(t, x):
+        check_times(before_end=True, t=t)
+        x = as_float("x", x)
+        t = as_float("t", t).astype(x.dtype)
         alpha, beta = interpolant.alpha(t), interpolant.beta(t)
-        log_mass, mean = jax.vmap(lambda a, b: _interval(a, b, beta, x, alpha * std_0))(lower, upper)
+        log_mass, mean = _interval(lower, upper, beta, x[None], alpha * std_0)
         share = jax.nn.softmax(log_mass.sum(-1))
         return velocity_to(interpolant, t, x, share @ mean)
 
     def flow_map(s, t, x):
         import diffrax  # on first use: it takes half a second
 
+        check_times(before_end=True, t=t)
+        check_times(s=s, t=t)
         return solve_flow(velocity, x, s, t, num_steps=num_steps, solver=diffrax.Tsit5())[0]
 
     return Oracle(velocity, flow_map)
@@ -106,17 +151,20 @@ _GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(8)
 def _interval(lower, upper, beta, x, s):
     """log int_lower^upper N(x; beta y, s^2) dy, up to a constant, and the mean of y under that density; elementwise."""
     # Where the Gaussian hardly bends inside the interval the closed form is a difference of like numbers: quadrature.
-    nodes, weights = (jnp.asarray(part, x.dtype) for part in _GAUSS_LEGENDRE)
+    nodes, weights = (jnp.asarray(part, x.dtype)[None, None] for part in _GAUSS_LEGENDRE)
     y = (upper + lower)[..., None] / 2 + (upper - lower)[..., None] / 2 * nodes
     log_terms = -(((x[..., None] - beta * y) / s) ** 2) / 2 + jnp.log(weights / 2)
     log_sum = jax.nn.logsumexp(log_terms, axis=-1)
     smooth_log_mass = log_sum + jnp.log(upper - lower)
     smooth_mean = jnp.sum(jnp.exp(log_terms - log_sum[..., None]) * y, axis=-1)
 
+    smooth = beta * (upper - lower) < 2 * s
+
     # Elsewhere y is normal with mean x / beta and deviation s / beta, cut off at both ends; mirrored into the lower tail,
     # where nothing is lost.
     slope = jnp.where(beta > 0, beta, 1.0)
     low, high = (slope * lower - x) / s, (slope * upper - x) / s
+    low, high = jnp.where(smooth, -1.0, low), jnp.where(smooth, 1.0, high)  # finite where it is not used
     mirrored = low + high > 0
     a, b = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)  # a < b, |a| >= |b|
     log_cdf = log_ndtr(b) + jnp.log1p(-jnp.exp(log_ndtr(a) - log_ndtr(b)))
@@ -125,5 +173,4 @@ def _interval(lower, upper, beta, x, s):
     sharp_mean = jnp.clip((x - s * drift) / slope, lower, upper)
     sharp_log_mass = log_cdf + jnp.log(s * jnp.sqrt(2 * jnp.pi) / slope)
 
-    smooth = beta * (upper - lower) < 2 * s
     return jnp.where(smooth, smooth_log_mass, sharp_log_mass), jnp.where(smooth, smooth_mean, sharp_mean)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gfm_jax.checks import check_count
 from gfm_jax.paths import GaussianSource
 
 __all__ = ["adjoint_matching_targets", "memoryless_step"]
@@ -74,13 +75,16 @@ def adjoint_matching_targets(
       reward: `(x_1) -> scalar`, differentiable.
       source: that the base was fitted from, independent of its targets.
       x_0: a point of it.
-      num_steps: even steps of the path.
+      num_steps: even steps of the path, at least 1.
 
     Returns:
       (times, points, targets), the times those at which the steps begin. Nothing of them carries a gradient.
 
     Adjoint matching, arXiv 2409.08861: lean adjoint and memoryless schedule.
     """
+    num_steps = check_count("num_steps", num_steps)
+    if x_0.shape != source.mean.shape:
+        raise ValueError(f"x_0: expected a point of the source, {source.mean.shape}, got shape {x_0.shape}")
     times = jnp.linspace(0, 1, num_steps + 1, dtype=x_0.dtype)
     noise = jax.random.normal(key, (num_steps, *x_0.shape), x_0.dtype)
 

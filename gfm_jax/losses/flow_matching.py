@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from gfm_jax.base import Interpolant, PathSample
+from gfm_jax.checks import as_float
 from gfm_jax.fields import posterior, velocity_to
 from gfm_jax.paths import linear
 
@@ -12,7 +13,7 @@ __all__ = ["empirical_path", "flow_matching_loss"]
 
 
 def flow_matching_loss(
-    velocity: Float[Array, "*batch"], path: PathSample, weight: Float[Array, "*batch"] | float = 1.0
+    velocity: Float[Array, "..."], path: PathSample, weight: Float[Array, "..."] | float = 1.0
 ) -> Float[Array, ""]:
     r"""Conditional flow matching.
 
@@ -21,16 +22,25 @@ def flow_matching_loss(
     Its minimiser is the conditional mean E[dx_t | x_t, t], the velocity of the marginals.
 
     Args:
-      velocity: v_theta at (t, x_t).
+      velocity: v_theta at (t, x_t), in the shape of `path.dx_t`.
       path: the samples.
-      weight: omega, of each sample.
+      weight: omega: a number, one for each sample, or one for each coordinate of each sample.
+
+    Raises:
+      ValueError: for a velocity of another shape, or weights that are not led by the samples.
     """
-    return jnp.mean(weight * (velocity - path.dx_t) ** 2)
+    velocity, dx_t, weight = as_float("velocity", velocity), as_float("path", path.dx_t), as_float("weight", weight)
+    if velocity.shape != dx_t.shape:
+        raise ValueError(f"velocity: expected the shape of the path's, {dx_t.shape}, got {velocity.shape}")
+    if weight.shape != velocity.shape[: weight.ndim]:
+        raise ValueError(f"weight: expected a number for each sample of {velocity.shape}, got shape {weight.shape}")
+    weight = weight.reshape(weight.shape + (1,) * (velocity.ndim - weight.ndim))
+    return jnp.mean(weight * (velocity - dx_t) ** 2)
 
 
 def empirical_path(
     path: PathSample,
-    companions: Float[Array, "*batch num dim"],
+    companions: Shaped[Array, "*batch num dim"],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
@@ -49,7 +59,16 @@ def empirical_path(
         them. Without the own x_1 the target is biased.
       interpolant: the pair (alpha, beta).
       source: mean and standard deviation of the Gaussian source.
+
+    Raises:
+      ValueError: for companions of another number of sets or another dimension.
     """
+
+    companions = as_float("companions", companions)
+    if companions.ndim not in (2, 3) or not companions.shape[-2] or companions.shape[-1] != path.x_t.shape[-1]:
+        raise ValueError(f"companions: expected [batch, M, dim] or [M, dim], got shape {companions.shape}")
+    if companions.ndim == 3 and len(companions) != len(path.x_t):
+        raise ValueError(f"companions: expected a set for each of {len(path.x_t)} samples, got {len(companions)}")
 
     def target(t, x_t, points):
         mean = posterior(points, t, x_t, interpolant=interpolant, source=source, chunk=points.shape[0]).mean

@@ -10,16 +10,21 @@ import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
-from gfm_jax.checks import check_choices
+from gfm_jax.checks import check_choices, check_count
 from gfm_jax.losses import empirical_path, flow_matching_loss, guided
 from gfm_jax.methods.flow_data import (
+    Conditions,
     FlowData,
     FlowParams,
     adam_on_cosine,
+    check_conditions,
+    check_network,
+    check_recipe,
+    check_start,
     draw_ends,
-    draw_sources,
     flow_data,
     map_points,
+    sources_of,
 )
 from gfm_jax.networks import init_network
 from gfm_jax.paths import draw_companions, interpolate, linear
@@ -86,9 +91,13 @@ def empirical_flow_matching(network: nn.Module, num_companions: int = 1, **choic
     """
     check_choices(VelocityRecipe, choices)
     recipe = VelocityRecipe(num_companions, **choices)
-    if not recipe.std_0 > 0:
+    check_network(network)
+    check_recipe(recipe)
+    check_count("solver_steps", recipe.solver_steps)
+    if not 0 < recipe.std_0 < jnp.inf:
         raise ValueError(f"std_0: expected a Gaussian source of a positive standard deviation, got {recipe.std_0}")
-
+    if recipe.companions not in ("per_sample", "shared"):
+        raise ValueError(f"companions: expected 'per_sample' or 'shared', got {recipe.companions!r}")
     if not 0 <= recipe.forget < 1:
         raise ValueError(f"forget: expected a share in [0, 1), got {recipe.forget}")
 
@@ -102,6 +111,7 @@ def _fit(
     network, recipe, key, data, cond=None, *, x_0=None, start=None, folder=None, mesh=None, progress=None
 ) -> FlowParams:
     data = flow_data(data, cond, x_0, recipe.std_0)
+    conditions = Conditions(0 if cond is None else data.cond.shape[1])
     if recipe.num_companions > 1 and not (cond is None and x_0 is None):
         raise ValueError(
             "num_companions: expected 1 with conditions or paired sources, whose closed form is another one"
@@ -110,7 +120,11 @@ def _fit(
         jax.eval_shape(lambda: _draw_index(recipe, key, len(data.x_1)))
     key_init, key_fit = jax.random.split(key)
     cond_one = None if cond is None else data.cond[0]
-    params = init_network(network, key_init, jnp.zeros(1), data.x_1[0], cond_one) if start is None else start.network
+    inputs = (jnp.zeros(1), data.x_1[0], cond_one)
+    if start is None:
+        params = init_network(network, key_init, *inputs)
+    else:
+        params = check_start(start, jax.eval_shape(network.init, key_init, *inputs), conditions)
     loss, sample, optimizer = _objective(network, recipe)
     options = {"average": recipe.average, "folder": folder, "mesh": mesh, "progress": progress}
     fitted = minimise(key_fit, loss, params, data, sample, optimizer, recipe.num_steps, **options)
@@ -118,6 +132,7 @@ def _fit(
         fitted.params,
         jnp.full_like(data.x_1[0], data.std_0),
         {"loss": fitted.losses, "gradient_norm": fitted.gradient_norms},
+        conditions,
     )
 
 
@@ -167,16 +182,20 @@ def _generate(
     num_steps: int | None = None,
     solver: Any = None,
 ) -> Float[Array, "num dim"]:
-    if guidance != 1 and (cond is None or not recipe.forget):
+    with_guidance = isinstance(guidance, jax.core.Tracer) or guidance != 1
+    if with_guidance and (cond is None or not recipe.forget):
         raise ValueError(f"guidance: expected conditions, some of which the fit forgot, or 1, got {guidance}")
-    x_0 = draw_sources(key, params, num) if x_0 is None else x_0
+    num_steps = check_count("num_steps", recipe.solver_steps if num_steps is None else num_steps)
+    cond = check_conditions(cond, check_count("num", num), params.conditions)
+    x_0 = sources_of(key, params, num, x_0)
     kept = params._replace(history={})
-    num_steps = recipe.solver_steps if num_steps is None else num_steps
-    return _solve_all(velocity, num_steps, solver, guidance != 1, kept, x_0, cond, guidance)
+    return _solve_all(velocity, num_steps, solver, with_guidance, kept, x_0, cond, guidance)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _solve_all(velocity, num_steps, solver, with_guidance, params, x_0, cond, strength):
+    import diffrax  # on first use: it takes half a second
+
     def one(ends):
         x, c = ends
 
@@ -184,6 +203,6 @@ def _solve_all(velocity, num_steps, solver, with_guidance, params, x_0, cond, st
             v = velocity(params, t, x, c)
             return guided(v, velocity(params, t, x, jnp.zeros_like(c)), strength) if with_guidance else v
 
-        return solve_flow(field, x, num_steps=num_steps, solver=solver)[0]
+        return solve_flow(field, x, num_steps=num_steps, solver=diffrax.Heun() if solver is None else solver)[0]
 
     return map_points(one, (x_0, cond))

@@ -1,5 +1,6 @@
 """What flows are fitted to and drawn from: data, sources, and the batches that both come in."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,10 +9,25 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.checks import check_finite
+from gfm_jax.checks import as_float, as_points, check_count, check_finite
 from gfm_jax.pytrees import map_rows
 
-__all__ = ["FlowData", "FlowParams", "adam_on_cosine", "draw_ends", "draw_sources", "flow_data", "map_points"]
+__all__ = [
+    "Conditions",
+    "FlowData",
+    "FlowParams",
+    "adam_on_cosine",
+    "check_conditions",
+    "check_network",
+    "check_recipe",
+    "check_start",
+    "conditions_of",
+    "draw_ends",
+    "draw_sources",
+    "flow_data",
+    "map_points",
+    "sources_of",
+]
 
 IN_CACHE = 1024  # points side by side, on a CPU
 
@@ -25,35 +41,142 @@ class FlowData(NamedTuple):
     std_0: Float[Array, ""]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How many numbers a model's condition consists of: 0 for a model without conditions, None where it is not known."""
+
+    columns: int | None = None
+
+
 class FlowParams(NamedTuple):
-    """What a fit finds: averaged parameters of the network, the source's deviation along each axis, and how the fit went."""
+    """What a fit finds: averaged parameters of the network, the source's deviation along each axis, how the fit went, and the
+    conditions that `generate` needs."""
 
     network: PyTree
     std_0: Float[Array, " dim"]
     history: dict[str, Float[Array, " num_steps"]]
+    conditions: Conditions = Conditions()
 
 
 def flow_data(data, cond=None, x_0=None, std_0: float | None = None) -> FlowData:
     """Checks data before any long work, and chooses the source: N(0, std_0^2 I), by default as wide as the data.
 
+    Data that are one point, or all the same, have no width: their source is of unit deviation.
+
     Raises:
       ValueError: for no data, data that are not [num, dim] or not finite, or conditions or sources of another number.
     """
-    x_1 = jnp.asarray(data, jnp.result_type(float))
-    if x_1.ndim != 2 or not x_1.size:
-        raise ValueError(f"data: expected points [num, dim], got shape {x_1.shape}")
+    x_1 = as_points("data", data).astype(jnp.result_type(float))
     check_finite("data", x_1)
     if cond is not None:
-        cond = jnp.asarray(cond, x_1.dtype)
-        if cond.ndim != 2 or len(cond) != len(x_1):
-            raise ValueError(f"cond: expected a vector for each of {len(x_1)} points, got shape {cond.shape}")
+        cond = conditions_of(cond, len(x_1), "points").astype(x_1.dtype)
     if x_0 is not None:
-        x_0 = jnp.asarray(x_0, x_1.dtype)
+        x_0 = as_float("x_0", x_0).astype(x_1.dtype)
         if x_0.shape != x_1.shape:
             raise ValueError(f"x_0: expected a source for each point, {x_1.shape}, got {x_0.shape}")
         check_finite("x_0", x_0)
-    spread = (x_1 if x_0 is None else x_0).std() if std_0 is None else jnp.asarray(std_0, x_1.dtype)
-    return FlowData(x_1, cond, x_0, spread)
+    if std_0 is not None:
+        return FlowData(x_1, cond, x_0, jnp.asarray(std_0, x_1.dtype))
+    spread = (x_1 if x_0 is None else x_0).std()
+    return FlowData(x_1, cond, x_0, jnp.where(spread > 0, spread, 1))
+
+
+# --- checks that all generators share ---------------------------------------------------------------------------------
+
+
+def conditions_of(cond, num: int, what: str = "samples") -> Float[Array, "num conditions"]:
+    """Conditions in float32 or better, one for each of `num` points.
+
+    Raises:
+      ValueError: for conditions of another number or shape, or some that are not finite.
+    """
+    cond = as_float("cond", cond)
+    if cond.ndim != 2 or len(cond) != num or not cond.shape[1]:
+        raise ValueError(f"cond: expected a vector for each of {num} {what}, got shape {cond.shape}")
+    check_finite("cond", cond)
+    return cond
+
+
+def check_conditions(cond, num: int, conditions: Conditions) -> Float[Array, "num conditions"] | None:
+    """What `generate` is given to condition on, as the fit had it.
+
+    Raises:
+      ValueError: for conditions of another number or length, none where the fit had them, or some where it had none.
+    """
+    columns = conditions.columns
+    if cond is None:
+        if columns:
+            raise ValueError(f"cond: expected {columns} numbers for each of {num} samples, as in the fit, got none")
+        return None
+    cond = conditions_of(cond, num)
+    if columns == 0:
+        raise ValueError(f"cond: expected none, as in the fit, got shape {cond.shape}")
+    if columns is not None and cond.shape[1] != columns:
+        raise ValueError(f"cond: expected {columns} numbers for each sample, as in the fit, got shape {cond.shape}")
+    return cond
+
+
+def sources_of(key: Array | None, params: FlowParams, num: int, x_0=None) -> Float[Array, "num dim"]:
+    """Where `num` samples start: at the points that are given, or drawn from the source that a flow was fitted from.
+
+    Raises:
+      ValueError: for a number below 1, or starting points of another number or dimension, or not finite.
+    """
+    num = check_count("num", num)
+    if x_0 is None:
+        return draw_sources(key, params, num)
+    x_0 = as_float("x_0", x_0)
+    if x_0.shape != (num, len(params.std_0)):
+        raise ValueError(f"x_0: expected a start for each sample, {(num, len(params.std_0))}, got shape {x_0.shape}")
+    check_finite("x_0", x_0)
+    return x_0
+
+
+def check_network(network) -> None:
+    """Raises ValueError for a module that cannot be the name of a compiled program, as one that holds lists."""
+    try:
+        hash(network)
+    except TypeError as error:
+        raise ValueError(f"network: expected a module whose fields can be hashed, tuples for lists: {error}") from None
+
+
+def check_recipe(recipe: tuple) -> None:
+    """Raises ValueError for numbers in the recipe of a fit that cannot be meant."""
+    for name in ("num_steps", "batch_size"):
+        check_count(name, getattr(recipe, name))
+    for name in ("peak_rate", "clip"):
+        value = getattr(recipe, name)
+        if not (value > 0 and (value < jnp.inf or name == "clip")):
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    if not 0 <= recipe.average < 1:
+        raise ValueError(f"average: expected a decay in [0, 1), got {recipe.average}")
+
+
+def check_start(start: FlowParams, network: PyTree, conditions: Conditions) -> PyTree:
+    """The parameters that a fit begins with, where those of an earlier one are given.
+
+    Args:
+      start: of the earlier fit.
+      network: parameters of this network, or their shapes.
+      conditions: of this fit.
+
+    Raises:
+      ValueError: for parameters of another network, or of a fit with other conditions.
+    """
+    shapes = lambda tree: [
+        (jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    known = start.conditions.columns
+    if known is not None and known != conditions.columns:
+        raise ValueError(f"start: expected a fit with {conditions.columns} numbers as condition, got one with {known}")
+    if shapes(start.network) != shapes(network):
+        other = sorted(set(shapes(start.network)) ^ set(shapes(network)))
+        raise ValueError(f"start: expected parameters of this network, got others: {other[:2]}")
+    return start.network
+
+
+# --- batches and samples ----------------------------------------------------------------------------------------------
 
 
 def draw_ends(
@@ -71,7 +194,7 @@ def draw_ends(
 
 def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num dim"]:
     """Points of the source that a flow was fitted from."""
-    return params.std_0 * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
+    return params.std_0[None] * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
 
 
 def map_points(function: Callable, points: PyTree) -> PyTree:

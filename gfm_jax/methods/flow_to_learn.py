@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Encoder, Generator
+from gfm_jax.checks import as_points, check_count, check_finite
 from gfm_jax.methods.codes import decode_all, encode_all
+from gfm_jax.methods.flow_data import check_conditions, conditions_of
 from gfm_jax.paths import GaussianSource, draw_gaussian, fit_gaussian, optimal_transport, unit_gaussian
 
 __all__ = ["FlowToLearnParams", "Origin", "flow_to_learn"]
@@ -79,8 +82,11 @@ def flow_to_learn(
     origin = Origin("initial" if callable(source) else source, coupling)
 
     def fit(key, weights, cond=None, *, groups=None, encoder_params=None, folder=None, progress=None):
-        if groups is not None and len(groups) != len(weights):
-            raise ValueError(f"groups: expected one for each of {len(weights)} networks, got {len(groups)}")
+        weights = as_points("weights", weights)
+        check_finite("weights", weights)
+        cond = None if cond is None else conditions_of(cond, len(weights), "networks")
+        if groups is not None and np.shape(groups)[:1] != (len(weights),):
+            raise ValueError(f"groups: expected one for each of {len(weights)} networks, got shape {np.shape(groups)}")
         if coupling == "optimal_transport" and cond is not None and groups is None:
             raise ValueError("groups: expected with conditions, so that optimal transport stays within a group")
         key_encoder, key_source, key_flow = jax.random.split(key, 3)
@@ -102,8 +108,11 @@ def flow_to_learn(
         return FlowToLearnParams(encoder_params, params, gaussian, origin)
 
     def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, **choices):
-        if not temperature >= 0 or (temperature != 1 and params.source is None):
+        known = not isinstance(temperature, jax.core.Tracer)
+        if (known and not 0 <= temperature < np.inf) or (params.source is None and not (known and temperature == 1)):
             raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
+        num = check_count("num", num)
+        cond = check_conditions(cond, num, params.flow.conditions)
         key_source, key_flow = jax.random.split(key)
         if x_0 is None:
             x_0 = _draw(encoder, params.encoder, source, params.source, key_source, num, temperature)

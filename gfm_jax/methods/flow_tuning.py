@@ -13,7 +13,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
+from gfm_jax.checks import check_count
 from gfm_jax.losses import adjoint_matching_targets
+from gfm_jax.methods.flow_data import check_conditions
 from gfm_jax.methods.flow_to_learn import FlowToLearnParams
 from gfm_jax.paths import draw_gaussian
 from gfm_jax.solve import solve_flow
@@ -57,8 +59,11 @@ def tune_through_solver(
       ValueError: in the call, for a source that is not Gaussian.
     """
 
+    _check_recipe(recipe)
+
     def tune(key, params: FlowToLearnParams, examples, cond=None):
         source = _gaussian_source(params)
+        cond = _one_condition(cond, params)
 
         def objective(network, key):
             own = params._replace(flow=params.flow._replace(network=network))
@@ -100,8 +105,11 @@ def tune_by_adjoint_matching(
     if recipe.temperature != 1:
         raise ValueError(f"temperature: expected 1, the law that is tilted, got {recipe.temperature}")
 
+    _check_recipe(recipe)
+
     def tune(key, params: FlowToLearnParams, examples, cond=None):
         source = _gaussian_source(params)
+        cond = _one_condition(cond, params)
         if params.origin.coupling != "independent":
             raise ValueError(
                 f"params: expected a source independent of the codes, got coupling {params.origin.coupling!r}: "
@@ -129,6 +137,25 @@ def tune_by_adjoint_matching(
     return tune
 
 
+def _check_recipe(recipe):
+    for name in ("num_steps", "batch_size", "solver_steps"):
+        check_count(name, getattr(recipe, name))
+    for name, least in (("learning_rate", "more than 0"), ("temperature", "at least 0")):
+        value = getattr(recipe, name)
+        if not 0 <= value < jnp.inf or (name == "learning_rate" and value == 0):
+            raise ValueError(f"{name}: expected {least}, got {value}")
+
+
+def _one_condition(cond, params):
+    """The condition of one task, checked as `generate` checks those of many."""
+    if cond is not None and jnp.ndim(cond) != 1:
+        raise ValueError(
+            f"cond: expected that of one task [conditions], got shape {jnp.shape(cond)}; map with jax.vmap"
+        )
+    many = check_conditions(None if cond is None else jnp.asarray(cond)[None], 1, params.flow.conditions)
+    return None if many is None else many[0]
+
+
 def _gaussian_source(params):
     if params.source is None:
         raise ValueError(f"params: expected a flow from a Gaussian source, got source {params.origin.source!r}")
@@ -140,8 +167,10 @@ def _follow(generator, recipe, params, z, cond) -> Float[Array, "num codes"]:
     if generator.flow_map is not None:
         start, end = jnp.zeros((), z.dtype), jnp.ones((), z.dtype)
         return jax.vmap(lambda z: generator.flow_map(params, start, end, z, cond))(z)
+    import diffrax  # on first use: it takes half a second
+
     velocity = lambda t, z: jax.vmap(lambda z: generator.velocity(params, t, z, cond))(z)
-    return solve_flow(velocity, z, num_steps=recipe.solver_steps)[0]
+    return solve_flow(velocity, z, num_steps=recipe.solver_steps, solver=diffrax.Heun())[0]
 
 
 def _descend(key, params, objective, recipe):

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
+from gfm_jax.checks import check_count
 from gfm_jax.methods.flow_data import adam_on_cosine
 from gfm_jax.training import fit as minimise
 
@@ -41,6 +42,7 @@ def adapt(
     Returns:
       The weights after the last step.
     """
+    check_count("num_steps", num_steps, least=0)
     step = lambda carry, _: (_step(loss, optimizer, examples, carry), None)
     return jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)[0][0]
 
@@ -53,6 +55,7 @@ def adaptation(
     examples: PyTree,
 ) -> Float[Array, "steps dim"]:
     """As `adapt`, with the weights before and after every step, [num_steps + 1, dim]."""
+    check_count("num_steps", num_steps, least=0)
     step = lambda carry, _: (_step(loss, optimizer, examples, carry), carry[0])
     (last, _), before = jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)
     return jnp.concatenate([before, last[None]])
@@ -80,7 +83,13 @@ def adapted(
       The generator; its `generate` needs `support=`, examples led by [num], one set for each network.
     """
 
+    num_steps = check_count("num_steps", num_steps, least=0)
+
     def generate(key, params, num, cond=None, *, support, **choices):
+        num = check_count("num", num)
+        wrong = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(support)} - {(num,)}
+        if wrong:
+            raise ValueError(f"support: expected one set for each of {num} networks, got leading axes {sorted(wrong)}")
         weights = generator.generate(key, params, num, cond, **choices)
         return _adapt_all(loss, optimizer, num_steps, weights, support)
 
@@ -165,14 +174,15 @@ def reptile(
 
 
 def _check_inner(inner_rate, inner_steps):
-    if inner_steps < 1:
-        raise ValueError(f"inner_steps: expected at least 1, got {inner_steps}")
-    if not inner_rate > 0:
+    check_count("inner_steps", inner_steps)
+    if not 0 < inner_rate < jnp.inf:
         raise ValueError(f"inner_rate: expected more than 0, got {inner_rate}")
 
 
 def _initialisation(init, draw, objective, num_steps, batch_size, peak_rate):
     """The generator of one set of weights, that minimises an objective over episodes."""
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
 
     def sample(key, data):
         return jax.vmap(lambda key: draw(key, data))(jax.random.split(key, batch_size))
@@ -187,5 +197,5 @@ def _initialisation(init, draw, objective, num_steps, batch_size, peak_rate):
         options = {"average": 0.99, "folder": folder, "progress": progress}
         return minimise(key_fit, mean_over_tasks, init(key_init), data, sample, optimizer, num_steps, **options).params
 
-    generate = lambda key, w, num, cond=None: jnp.broadcast_to(w, (num, len(w)))
+    generate = lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w)))
     return Generator(fit, generate)

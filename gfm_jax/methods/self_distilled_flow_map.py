@@ -10,17 +10,22 @@ import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Generator, Interpolant
-from gfm_jax.checks import check_choices
+from gfm_jax.checks import check_choices, check_count
 from gfm_jax.fields import jump
 from gfm_jax.losses import eulerian, guided, lagrangian, progressive, weighted_square
 from gfm_jax.methods.flow_data import (
+    Conditions,
     FlowData,
     FlowParams,
     adam_on_cosine,
+    check_conditions,
+    check_network,
+    check_recipe,
+    check_start,
     draw_ends,
-    draw_sources,
     flow_data,
     map_points,
+    sources_of,
 )
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.paths import dyadic, interpolate, linear, triangle
@@ -30,6 +35,14 @@ from gfm_jax.training import fit as minimise
 __all__ = ["OBJECTIVES", "FlowMapRecipe", "self_distilled_flow_map"]
 
 OBJECTIVES = ("lsd", "esd", "psd_m", "psd_u", "mean_flow", "shortcut")
+STOPS_OF = {
+    "lsd": ("teacher", "point", "none"),
+    "esd": ("teacher", "velocity", "bracket", "none"),
+    "psd_m": ("teacher", "point", "none"),
+    "psd_u": ("teacher", "point", "none"),
+    "mean_flow": ("teacher", "velocity", "bracket", "none"),
+    "shortcut": ("teacher", "point", "none"),
+}
 STOPS = {"lsd": "teacher", "esd": "teacher", "mean_flow": "bracket"}  # as published; of the others "teacher"
 
 
@@ -93,15 +106,20 @@ def self_distilled_flow_map(network: nn.Module, objective: str = "lsd", **choice
     recipe = FlowMapRecipe(objective, **choices)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    check_network(network)
+    check_recipe(recipe)
+    stops = STOPS_OF[objective]
+    if recipe.stop is not None and recipe.stop not in stops:
+        raise ValueError(f"stop: expected one of {', '.join(stops)} with {objective!r}, got {recipe.stop!r}")
     if not 0 < recipe.diagonal_share < 1:
         raise ValueError(f"diagonal_share: expected a share in (0, 1), got {recipe.diagonal_share}")
     if not 0 < _num_diagonal(recipe) < recipe.batch_size:
         raise ValueError(
             f"batch_size: expected enough for both shares of {recipe.diagonal_share}, got {recipe.batch_size}"
         )
-    if recipe.std_0 is not None and not recipe.std_0 > 0:
+    if recipe.std_0 is not None and not 0 < recipe.std_0 < jnp.inf:
         raise ValueError(f"std_0: expected a positive standard deviation, got {recipe.std_0}")
-    if recipe.guidance and not recipe.guidance >= 1:
+    if recipe.guidance and not 1 <= recipe.guidance < jnp.inf:
         raise ValueError(f"guidance: expected a largest strength of at least 1, or 0 for none, got {recipe.guidance}")
     if recipe.guidance and objective not in ("lsd", "esd"):
         raise ValueError(
@@ -125,18 +143,22 @@ def _fit(
     if recipe.guidance and cond is None:
         raise ValueError("guidance: expected conditions to guide to, got none")
     key_init, key_weight, key_fit = jax.random.split(key, 3)
+    inputs = (jnp.zeros(2), data.x_1[0], _cond_of_one(recipe, data))
+    conditions = Conditions(0 if cond is None else len(inputs[2]))
     if start is None:
-        field = init_network(network, key_init, jnp.zeros(2), data.x_1[0], _cond_of_one(recipe, data))
-        params = {"field": field}
+        params = {"field": init_network(network, key_init, *inputs)}
         if recipe.learned_weight:
             params["weight"] = WEIGHT.init(key_weight, jnp.zeros(2))
     else:
-        params = start.network
+        params = {"field": jax.eval_shape(network.init, key_init, *inputs)}
+        if recipe.learned_weight:
+            params["weight"] = jax.eval_shape(WEIGHT.init, key_weight, jnp.zeros(2))
+        params = check_start(start, params, conditions)
     loss, sample, optimizer = _objective(network, recipe)
     options = {"average": recipe.average, "folder": folder, "mesh": mesh, "progress": progress}
     fitted = minimise(key_fit, loss, params, data, sample, optimizer, recipe.num_steps, **options)
     history = {"loss": fitted.losses, "gradient_norm": fitted.gradient_norms, **fitted.info}
-    return FlowParams(fitted.params, jnp.full_like(data.x_1[0], data.std_0), history)
+    return FlowParams(fitted.params, jnp.full_like(data.x_1[0], data.std_0), history, conditions)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -241,7 +263,9 @@ def _guided_teacher(recipe, apply, cond):
 
 
 def _generate(flow_map, key, params: FlowParams, num: int, cond=None, *, num_jumps: int = 1, x_0=None):
-    x_0 = draw_sources(key, params, num) if x_0 is None else x_0
+    num_jumps = check_count("num_jumps", num_jumps)
+    cond = check_conditions(cond, check_count("num", num), params.conditions)
+    x_0 = sources_of(key, params, num, x_0)
     return _jump_all(flow_map, num_jumps, params._replace(history={}), x_0, cond)
 
 

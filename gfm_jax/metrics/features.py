@@ -1,14 +1,17 @@
 """Features in which images are compared: those of a classifier that is trained here, so that no weights are downloaded."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
+from gfm_jax.checks import as_points, check_finite
 from gfm_jax.networks import init_network
 from gfm_jax.networks.cnn import Conv3x3, max_pool
 from gfm_jax.training import fit
@@ -42,7 +45,7 @@ class _Classifier(nn.Module):
 
 def classifier_features(
     key: Array,
-    images: Float[Array, "num dim"],
+    images: Shaped[Array | np.ndarray, "num dim"],
     labels,
     held_out: tuple,
     shape: tuple[int, int, int],
@@ -62,10 +65,22 @@ def classifier_features(
       channels: of each convolution, after which the image is halved.
       num_features: how many there are.
       num_steps, batch_size: of the fit, by Adam.
+
+    Raises:
+      ValueError: for images that are not of that shape or not finite, or labels that are no integers from 0 or of another
+        number.
     """
-    labels = jnp.asarray(labels)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels: expected one for each of {len(images)} images, got shape {labels.shape}")
+    held, held_labels = held_out
+    images, held = as_points("images", images), as_points("held_out", held)
+    shape, channels = tuple(shape), tuple(channels)
+    for name, points, its_labels in (("images", images, labels), ("held_out", held, held_labels)):
+        if points.shape[1] != math.prod(shape):
+            raise ValueError(
+                f"{name}: expected points of {math.prod(shape)} numbers, {shape}, got shape {points.shape}"
+            )
+        check_finite(name, points)
+        _check_labels("labels" if name == "images" else "held_out", its_labels, len(points))
+    labels, held_labels = jnp.asarray(labels), jnp.asarray(held_labels)
     network = _Classifier(shape, channels, num_features, int(labels.max()) + 1)
     key_init, key_fit = jax.random.split(key)
 
@@ -81,5 +96,12 @@ def classifier_features(
     params = init_network(network, key_init, images[:1])
     params = fit(key_fit, loss, params, (images, labels), sample, optax.adam(rate), num_steps).params
     apply = jax.jit(network.apply)
-    accuracy = (apply(params, held_out[0])[0].argmax(-1) == jnp.asarray(held_out[1])).mean()
-    return Features(lambda images: apply(params, images)[1], float(accuracy))
+    accuracy = (apply(params, held)[0].argmax(-1) == held_labels).mean()
+    return Features(lambda images: apply(params, as_points("images", images))[1], float(accuracy))
+
+
+def _check_labels(name, labels, num):
+    labels = np.asarray(labels)
+    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer) or (labels < 0).any():
+        got = f"shape {labels.shape} of {labels.dtype}"
+        raise ValueError(f"{name}: expected one label for each of {num} images, an integer from 0, got {got}")

@@ -4,20 +4,42 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from gfm_jax.checks import as_float, as_points, check_count, check_finite
 
 __all__ = ["histogram", "kl_floor", "kl_on_grid", "off_support"]
 
 
-def histogram(samples: Float[Array, "num 2"], bins: int, half_width: float = 1.0) -> Float[Array, "bins bins"]:
-    """Shares of the samples in the bins of [-half_width, half_width]^2; what lies outside is in none."""
+def histogram(
+    samples: Shaped[Array | np.ndarray, "num 2"], bins: int, half_width: float = 1.0
+) -> Float[Array, "bins bins"]:
+    """Shares of the samples in the bins of [-half_width, half_width]^2; what lies outside is in none.
+
+    Args:
+      samples: at least one point.
+      bins: along each axis.
+      half_width: of the square that the bins cover, above 0.
+
+    Raises:
+      ValueError: for samples that are not in the plane or not finite, fewer than one bin, or a width that is not positive.
+    """
+    samples, bins = as_points("samples", samples), check_count("bins", bins)
+    if samples.shape[1] != 2:
+        raise ValueError(f"samples: expected points in the plane [num, 2], got shape {samples.shape}")
+    check_finite("samples", samples)
+    if not half_width > 0:
+        raise ValueError(f"half_width: expected more than 0, got {half_width}")
     edges = jnp.linspace(-half_width, half_width, bins + 1)
     counts, _, _ = jnp.histogram2d(samples[:, 0], samples[:, 1], bins=(edges, edges))
     return counts / len(samples)
 
 
 def kl_on_grid(
-    mass: Float[Array, "bins bins"], samples: Float[Array, "num 2"], half_width: float = 1.0
+    mass: Shaped[Array | np.ndarray, "bins bins"],
+    samples: Shaped[Array | np.ndarray, "num 2"],
+    half_width: float = 1.0,
 ) -> Float[Array, ""]:
     r"""KL(p || q) of a law from the histogram q of samples.
 
@@ -29,14 +51,24 @@ def kl_on_grid(
       mass: p, of each bin; its sum is 1.
       samples: n points.
       half_width: of the square that the bins cover.
+
+    Raises:
+      ValueError: as `histogram`, and for a mass that is no law on a square grid.
     """
+    mass = as_float("mass", mass)
+    if mass.ndim != 2 or mass.shape[0] != mass.shape[1]:
+        raise ValueError(f"mass: expected that of each bin [bins, bins], got shape {mass.shape}")
+    if not isinstance(mass, jax.core.Tracer):
+        values = np.asarray(mass)
+        if not ((values >= 0).all() and abs(values.sum() - 1) < 1e-3):
+            raise ValueError(f"mass: expected numbers of at least 0 whose sum is 1, got a sum of {values.sum():.4g}")
     found = jnp.maximum(histogram(samples, mass.shape[0], half_width), 0.5 / len(samples))
     return jnp.sum(jax.scipy.special.rel_entr(mass, found))
 
 
 def kl_floor(
     key: Array,
-    mass: Float[Array, "bins bins"],
+    mass: Shaped[Array | np.ndarray, "bins bins"],
     draw: Callable[[Array, int], Array],
     num: int,
     repeats: int = 6,
@@ -47,8 +79,24 @@ def kl_floor(
 
 
 def off_support(
-    lower: Float[Array, "boxes dim"], upper: Float[Array, "boxes dim"], samples: Float[Array, "num dim"]
+    lower: Shaped[Array | np.ndarray, "boxes dim"],
+    upper: Shaped[Array | np.ndarray, "boxes dim"],
+    samples: Shaped[Array | np.ndarray, "num dim"],
 ) -> Float[Array, ""]:
-    """Share of the samples that lie in none of the boxes."""
-    inside = ((samples[:, None] >= lower) & (samples[:, None] <= upper)).all(-1).any(-1)
+    """Share of the samples that lie in none of the boxes.
+
+    Args:
+      lower, upper: corners of the boxes.
+      samples: at least one point.
+
+    Raises:
+      ValueError: for corners or samples of other shapes, or samples that are not finite.
+    """
+    lower, upper, samples = as_points("lower", lower), as_points("upper", upper), as_points("samples", samples)
+    if lower.shape != upper.shape or lower.shape[1] != samples.shape[1]:
+        shapes = f"{lower.shape}, {upper.shape} and {samples.shape}"
+        raise ValueError(f"lower, upper, samples: expected two corners of each box, as wide as samples, got {shapes}")
+    check_finite("samples", samples)
+    points = samples[:, None]
+    inside = ((points >= lower[None]) & (points <= upper[None])).all(-1).any(-1)
     return 1 - inside.mean()

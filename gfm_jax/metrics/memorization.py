@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+
+from gfm_jax.checks import as_points, check_count, check_finite
 
 __all__ = ["Audited", "audit", "nearest", "nearest_distance"]
 
@@ -14,7 +17,7 @@ COPY = 0.5  # of the distance to the second nearest: a sample that is closer to 
 
 
 def nearest_distance(
-    samples: Float[Array, "num dim"], data: Float[Array, "others dim"], chunk: int = 256
+    samples: Shaped[Array | np.ndarray, "num dim"], data: Shaped[Array | np.ndarray, "others dim"], chunk: int = 256
 ) -> Float[Array, " num"]:
     """Euclidean distance from each sample to the nearest point of a data set, `chunk` samples at a time.
 
@@ -24,35 +27,49 @@ def nearest_distance(
 
 
 def nearest(
-    samples: Float[Array, "num dim"], data: Float[Array, "others dim"], count: int = 2, *, chunk: int = 256
+    samples: Shaped[Array | np.ndarray, "num dim"],
+    data: Shaped[Array | np.ndarray, "others dim"],
+    count: int = 2,
+    *,
+    chunk: int = 256,
 ) -> tuple[Float[Array, "num count"], Int[Array, "num count"]]:
     """Euclidean distances from each sample to the nearest points of a data set, in rising order, and which these are.
 
     By differences, since the expanded square loses in float32 what tells a copy from a near copy.
 
     Args:
-      samples, data: points.
-      count: how many, at most as many as there are data.
+      samples, data: points, of any real dtype; computed with in float32 or better.
+      count: how many, at least 1 and at most as many as there are data.
       chunk: samples at a time.
 
     Raises:
-      ValueError: for points of different dimensions, or fewer data than are asked for.
+      ValueError: for points of different dimensions or not finite, or fewer data than are asked for.
     """
+    samples, data = as_points("samples", samples), as_points("data", data)
+    count, chunk = check_count("count", count), check_count("chunk", chunk)
     if samples.shape[1] != data.shape[1]:
         raise ValueError(f"samples, data: expected points of one dimension, got {samples.shape} and {data.shape}")
     if count > len(data):
         raise ValueError(f"data: expected at least {count} points, got {len(data)}")
+    check_finite("samples", samples)
+    check_finite("data", data)
     return _nearest(count, chunk, samples, data)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _nearest(count, chunk, samples, data):
     candidates = max(8, 2 * count)
+    centre = data.mean(0)
+    largest = jnp.maximum(data.max(0) - centre, centre - data.min(0)).max()
+    scale = jnp.where(largest > 0, largest, 1)
+    centred = (data - centre[None]) / scale
+    half_squares = jnp.sum(centred**2, 1) / 2
 
     def one(sample):
-        rough = jnp.sum(data**2, 1) - 2 * data @ sample
+        # |data - sample|^2 / 2 but for |sample|^2 / 2, about the data's mean and in units of their largest deviation
+        rough = half_squares - jnp.matmul(centred, (sample - centre) / scale, precision=jax.lax.Precision.HIGHEST)
         _, near = jax.lax.top_k(-rough, min(candidates, len(data)))
-        distance = jnp.sqrt(jnp.sum((data[near] - sample) ** 2, axis=1))
+        distance = scale * jnp.linalg.norm((data[near] - sample[None]) / scale, axis=1)
         order = jnp.argsort(distance)[:count]
         return distance[order], near[order]
 
@@ -101,13 +118,13 @@ def _pairs_apart(points):
 
 
 def audit(
-    samples: Float[Array, "num dim"],
-    train: Float[Array, "zoo dim"],
-    held_out: Float[Array, "held dim"],
+    samples: Shaped[Array | np.ndarray, "num dim"],
+    train: Shaped[Array | np.ndarray, "zoo dim"],
+    held_out: Shaped[Array | np.ndarray, "held dim"],
     apply: Callable[[Array], Array],
     score: Callable[[Array, PyTree], Array],
     *,
-    others: dict[str, Float[Array, "_ dim"]],
+    others: dict[str, Shaped[Array | np.ndarray, "_ dim"]],
     tasks: dict[str, PyTree] | None = None,
     round_trip: Callable[[Array], Array] = lambda w: w,
     canonical: Callable[[Array], Array] = lambda w: w,
@@ -141,13 +158,29 @@ def audit(
       Every row; none of them is random but for what was given.
 
     Raises:
-      ValueError: for too few networks, or tasks that are missing.
+      ValueError: for too few networks, networks of different sizes or not finite, a zoo of copies, or tasks that are missing or
+        of another number.
     """
+    if taken := {"samples", "train", "held_out", "trained", "round trip of held-out networks"} & set(others):
+        raise ValueError(f"others: expected names of their own, got {', '.join(sorted(taken))}")
     named = {"samples": samples, "train": train, "held_out": held_out, **others}
+    named = {name: as_points(name, weights) for name, weights in named.items()}
+    samples, train, held_out = named["samples"], named["train"], named["held_out"]
+    others = {name: named[name] for name in others}
     if len(train) < 3:
         raise ValueError(f"train: expected at least 3 networks, got {len(train)}")
+    for name, weights in named.items():
+        check_finite(name, weights)
+        if weights.shape[1] != train.shape[1]:
+            raise ValueError(f"{name}: expected networks of {train.shape[1]} weights, got shape {weights.shape}")
     if tasks is not None and (missing := set(named) - set(tasks)):
         raise ValueError(f"tasks: expected those of {', '.join(sorted(missing))} too")
+    for name, weights in named.items():
+        wrong = {leaf.shape[:1] for leaf in jax.tree.leaves(tasks and tasks[name])} - {weights.shape[:1]}
+        if wrong:
+            raise ValueError(
+                f"tasks: expected {len(weights)} of {name}, one a network, got leading axes {sorted(wrong)}"
+            )
     task_of = (lambda name: None) if tasks is None else (lambda name: tasks[name])
     outputs, scores = functools.partial(_outputs, apply), functools.partial(_scores, score)
     back = jax.jit(jax.vmap(round_trip))(held_out)
@@ -160,6 +193,8 @@ def audit(
     in_order = functools.partial(_each, canonical)
     reference = in_order(train)
     own, _ = nearest(reference, reference, 2)  # the nearest of a training network is itself
+    if not float(jnp.median(own[:, 1])) > 0:
+        raise ValueError("train: expected networks that differ, got copies of one another for half of them or more")
     apart = _pairs_apart(reference).mean()
     of_train = outputs(train)
 

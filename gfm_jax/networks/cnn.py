@@ -26,6 +26,10 @@ class CNN(nn.Module):
     num_classes: int = 10
     activation: Callable = nn.relu
 
+    def __post_init__(self):
+        object.__setattr__(self, "channels", tuple(self.channels))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x):
         for i, features in enumerate(self.channels):

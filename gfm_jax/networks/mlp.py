@@ -23,6 +23,10 @@ class MLP(nn.Module):
     activation: Callable = nn.relu
     zero_output: bool = False
 
+    def __post_init__(self):
+        object.__setattr__(self, "widths", tuple(self.widths))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x):
         *hidden, output = self.widths
@@ -46,6 +50,10 @@ class TimeMLP(nn.Module):
     activation: Callable = nn.gelu
     scale: float = 1.0
     num_sinusoids: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "widths", tuple(self.widths))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, times, x, cond=None):

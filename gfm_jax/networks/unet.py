@@ -29,6 +29,11 @@ class UNet(nn.Module):
     num_blocks: int = 1
     num_heads: int = 4
 
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "channels", tuple(self.channels))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, times, x, cond=None):
         width = 2 * self.channels[0]

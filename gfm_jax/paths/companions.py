@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from gfm_jax.checks import check_count
+
 __all__ = ["distinct", "draw_companions"]
 
 
@@ -63,6 +65,8 @@ def draw_companions(
     """
     if companions not in ("per_sample", "shared"):
         raise ValueError(f"companions: expected 'per_sample' or 'shared', got {companions!r}")
+    num, batch_size = check_count("num", num), check_count("batch_size", batch_size)
+    num_companions = check_count("num_companions", num_companions, least=0)
     least = batch_size if companions == "shared" else 1
     if num_companions < least:
         why = ", since the batch is part of the shared set" if companions == "shared" else ""

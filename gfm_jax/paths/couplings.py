@@ -3,18 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
+
+from gfm_jax.checks import as_points, check_count, check_finite
 
 __all__ = ["independent", "optimal_transport", "paired", "sinkhorn"]
 
 
-def independent(key: Array, x_0: Float[Array, "n dim"], x_1: Float[Array, "n dim"]) -> Int[Array, " n"]:
+def independent(key: Array, x_0: Shaped[Array, "n dim"], x_1: Shaped[Array, "n dim"]) -> Int[Array, " n"]:
     """Any source with any target."""
     _same_shape(x_0, x_1)
     return jax.random.permutation(key, len(x_0))
 
 
-def paired(x_0: Float[Array, "n dim"], x_1: Float[Array, "n dim"]) -> Int[Array, " n"]:
+def paired(x_0: Shaped[Array, "n dim"], x_1: Shaped[Array, "n dim"]) -> Int[Array, " n"]:
     """Each source with the target of its own row, as they came."""
     _same_shape(x_0, x_1)
     return jnp.arange(len(x_0))
@@ -38,29 +40,30 @@ def optimal_transport(x_0, x_1, cond=None, *, block: int = 256) -> np.ndarray:
       index, int [n].
 
     Raises:
-      ValueError: for points of different shapes, conditions of another number, or a block below 1.
+      ValueError: for points of different shapes or not finite, conditions of another number, or a block below 1.
     """
     from scipy.optimize import linear_sum_assignment  # on first use: it takes a fifth of a second
 
-    x_0, x_1 = np.asarray(x_0, np.float32), np.asarray(x_1, np.float32)
+    x_0, x_1 = (np.asarray(as_points(name, x), float) for name, x in (("x_0", x_0), ("x_1", x_1)))
     _same_shape(x_0, x_1)
-    if block < 1:
-        raise ValueError(f"block: expected at least 1, got {block}")
+    for name, x in (("x_0", x_0), ("x_1", x_1)):
+        check_finite(name, x)
+    x_0, x_1 = x_0 - x_0.mean(0), x_1 - x_1.mean(0)  # no match changes what this takes from the costs
+    block = check_count("block", block)
     labels = _labels(cond, len(x_0))
     index = np.arange(len(x_0))
     for start in range(0, len(x_0), block):
         rows = index[start : start + block].copy()
         for label in np.unique(labels[rows]):
             mine = rows[labels[rows] == label]
-            _, assigned = linear_sum_assignment(
-                -x_0[mine] @ x_1[mine].T
-            )  # |x_0 - x_1|^2, but for what no match changes
+            # |x_0 - x_1|^2 / 2, but for what no match changes
+            _, assigned = linear_sum_assignment(-x_0[mine] @ x_1[mine].T)
             index[mine] = mine[assigned]
     return index
 
 
 def sinkhorn(
-    key: Array, x_0: Float[Array, "n dim"], x_1: Float[Array, "n dim"], *, epsilon: float = 0.05
+    key: Array, x_0: Shaped[Array, "n dim"], x_1: Shaped[Array, "n dim"], *, epsilon: float = 0.05
 ) -> Int[Array, " n"]:
     r"""Entropic optimal transport by ott-jax: a target for each source, drawn from its row of the plan.
 
@@ -77,17 +80,19 @@ def sinkhorn(
       ImportError: without ott-jax.
       ValueError: for points of different shapes, or an epsilon that is not positive.
     """
+    x_0, x_1 = as_points("x_0", x_0), as_points("x_1", x_1)
     _same_shape(x_0, x_1)
     if not epsilon > 0:
         raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
+    centre = (x_0.mean(0) + x_1.mean(0)) / 2
     try:
         from ott.geometry import pointcloud
         from ott.solvers import linear
     except ImportError as error:
         raise ImportError('sinkhorn needs ott-jax: pip install "gfm_jax[ott]"') from error
-    geometry = pointcloud.PointCloud(x_0, x_1, epsilon=epsilon, relative_epsilon="mean")
+    geometry = pointcloud.PointCloud(x_0 - centre[None], x_1 - centre[None], epsilon=epsilon, relative_epsilon="mean")
     plan = linear.solve(geometry).matrix
-    return jax.random.categorical(key, jnp.log(plan), axis=-1)
+    return jax.random.categorical(key, jnp.log(jnp.maximum(plan, jnp.finfo(plan.dtype).tiny)), axis=-1)
 
 
 def _same_shape(x_0, x_1):
@@ -99,6 +104,6 @@ def _labels(cond, num):
     if cond is None:
         return np.zeros(num, int)
     cond = np.asarray(cond)
-    if len(cond) != num:
-        raise ValueError(f"cond: expected a condition for each of {num} targets, got {len(cond)}")
+    if cond.shape[:1] != (num,):
+        raise ValueError(f"cond: expected a condition for each of {num} targets, got shape {cond.shape}")
     return np.unique(cond.reshape(num, -1), axis=0, return_inverse=True)[1].reshape(num)

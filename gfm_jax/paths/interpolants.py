@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from gfm_jax.base import Interpolant, PathSample
+from gfm_jax.checks import as_float
 
 __all__ = ["interpolate", "linear", "trigonometric", "variance_preserving"]
 
@@ -16,7 +17,7 @@ variance_preserving = Interpolant(alpha=lambda t: jnp.sqrt((1 - t) * (1 + t)), b
 
 
 def interpolate(
-    interpolant: Interpolant, t: Float[Array, ""], x_0: Float[Array, "*dim"], x_1: Float[Array, "*dim"]
+    interpolant: Interpolant, t: Shaped[Array, ""] | float, x_0: Shaped[Array, "*dim"], x_1: Shaped[Array, "*dim"]
 ) -> PathSample:
     r"""The point at flow time t of a path, and its velocity by forward-mode differentiation.
 
@@ -25,8 +26,17 @@ def interpolate(
     Args:
       interpolant: the pair (alpha, beta).
       t: flow time in [0, 1].
-      x_0, x_1: source and target.
+      x_0, x_1: source and target, of one shape; computed with in float32 or better.
+
+    Raises:
+      ValueError: for points of different shapes, or more than one time.
     """
+    x_0, x_1 = as_float("x_0", x_0), as_float("x_1", x_1)
+    t = as_float("t", t).astype(jnp.result_type(x_0, x_1))
+    if x_0.shape != x_1.shape:
+        raise ValueError(f"x_0, x_1: expected points of one shape, got {x_0.shape} and {x_1.shape}")
+    if t.ndim:
+        raise ValueError(f"t: expected one time, got shape {t.shape}; map with jax.vmap")
     path = lambda t: interpolant.alpha(t) * x_0 + interpolant.beta(t) * x_1
     x_t, dx_t = jax.jvp(path, (t,), (jnp.ones_like(t),))
     return PathSample(t, x_t, dx_t, x_0, x_1)

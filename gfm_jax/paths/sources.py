@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
+
+from gfm_jax.checks import as_points, check_count, check_finite
 
 __all__ = ["GaussianSource", "draw_gaussian", "fit_gaussian", "unit_gaussian"]
 
@@ -22,11 +24,21 @@ def unit_gaussian(like: Float[Array, " dim"]) -> GaussianSource:
     return GaussianSource(jnp.zeros_like(like), jnp.eye(len(like), dtype=like.dtype))
 
 
-def fit_gaussian(points: Float[Array, "num dim"]) -> GaussianSource:
-    """The Gaussian of the points' mean and covariance, which may be singular."""
-    variance, directions = np.linalg.eigh(np.cov(np.asarray(points, np.float64).T).reshape(points.shape[1], -1))
-    factor = directions * np.sqrt(np.maximum(variance, 0))
-    return GaussianSource(points.mean(0), jnp.asarray(factor, points.dtype))
+def fit_gaussian(points: Shaped[Array | np.ndarray, "num dim"]) -> GaussianSource:
+    """The Gaussian of the points' mean and covariance, which may be singular; on the host, in double precision.
+
+    Args:
+      points: at least two, of any real dtype.
+
+    Raises:
+      ValueError: for fewer points, or some that are not finite.
+    """
+    points = as_points("points", points, least=2)
+    check_finite("points", points)
+    values = np.asarray(points, np.float64)
+    variance, directions = np.linalg.eigh(np.cov(values.T).reshape(points.shape[1], -1))
+    factor = directions * np.sqrt(np.maximum(variance, 0))[None]
+    return GaussianSource(jnp.asarray(values.mean(0), points.dtype), jnp.asarray(factor, points.dtype))
 
 
 def draw_gaussian(
@@ -35,6 +47,18 @@ def draw_gaussian(
     r"""Points of it, of a deviation that the temperature scales.
 
     .. math:: x = \mu + T F n, \qquad n \sim N(0, I)
+
+    Args:
+      key: randomness.
+      source: the Gaussian.
+      num: how many points, at least 1.
+      temperature: T, at least 0.
+
+    Raises:
+      ValueError: for a number below 1 or a negative temperature.
     """
+    num = check_count("num", num)
+    if not isinstance(temperature, jax.core.Tracer) and not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
     noise = jax.random.normal(key, (num, len(source.mean)), source.mean.dtype)
-    return source.mean + temperature * noise @ source.factor.T
+    return source.mean[None] + temperature * noise @ source.factor.T
