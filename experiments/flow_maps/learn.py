@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,9 @@ def score(config, generator: Generator, params, key, ode: bool) -> tuple[dict, d
 
 @functools.partial(jax.jit, static_argnums=0)
 def _heun(velocity, params, x_0):
-    return map_points(lambda x: solve_flow(lambda t, x: velocity(params, t, x), x, num_steps=100)[0], x_0)
+    return map_points(
+        lambda x: solve_flow(lambda t, x: velocity(params, t, x), x, num_steps=100, solver=diffrax.Heun())[0], x_0
+    )
 
 
 def _score_of(config, drawn, name):

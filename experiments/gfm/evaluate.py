@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.gfm.zoo import Batch, RunSpec
 from gfm_jax.base import Forecast, Forecaster, Task, Trajectory
+from gfm_jax.compiling import quick_jit
 from gfm_jax.methods import gate
 from gfm_jax.pytrees import map_rows, unravel
 from gfm_jax.trajectories import Windows, cut, horizon_at, merge, prefix_of, save_at
@@ -130,9 +131,7 @@ def _forecast_all(forecasters, layout, params, runs):
 
 _forecast_well_compiled = jax.jit(_forecast_all, static_argnums=(0, 1))
 # The simple ways take longer to optimise than to run.
-_forecast_quickly_compiled = jax.jit(
-    _forecast_all, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0}
-)
+_forecast_quickly_compiled = quick_jit(_forecast_all, static_argnums=(0, 1))
 
 
 def stopwatch(forecaster: Forecaster, params, cohort: Cohort, prefix: float) -> Callable[[], float]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gfm_jax.compiling import quick_jit
 from gfm_jax.networks import MLP, init_network
 
 __all__ = [
@@ -68,8 +69,6 @@ def descent(gradient: Callable) -> Callable:
     return lambda x, *rest: jax.tree.map(jnp.negative, gradient(x, *rest))
 
 
-# Takes longer to optimise than to run.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 def exact_flow(field: Callable, start, time, *rest):
     """Where x' = field(x, ...) leads from `start` in that time, to ten digits."""
     solution = diffrax.diffeqsolve(
@@ -83,6 +82,9 @@ def exact_flow(field: Callable, start, time, *rest):
         max_steps=100_000,
     )
     return jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+
+
+exact_flow = quick_jit(exact_flow, static_argnums=0, level=1)  # it would take longer to optimise than to run
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

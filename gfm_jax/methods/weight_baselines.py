@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Encoder, Generator
 from gfm_jax.checks import as_points, check_count, check_finite
+from gfm_jax.compiling import quick_jit
 from gfm_jax.methods.codes import decode_all, encode_all
 from gfm_jax.methods.flow_data import Conditions, adam_on_cosine, check_conditions, check_network, conditions_of
 from gfm_jax.networks import MLP, init_network
@@ -73,9 +74,11 @@ def random(init: Callable[[Array], Array]) -> Generator:
 
 
 # What draws at random some dozens of times would take ten times as long to optimise as to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init_all(init, keys):
     return jax.vmap(init)(keys)
+
+
+_init_all = quick_jit(_init_all, static_argnums=0)
 
 
 def mean() -> Generator:

@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from gfm_jax.base import Layout, Trajectory
+from gfm_jax.base import Trajectory
 from gfm_jax.files import LOCK, foreign, give_back, replacing, take_folder
+from gfm_jax.pytrees import layout_from_dict, layout_to_dict
 
 __all__ = ["CorruptRecording", "open_recording", "record_to_disk", "verify"]
 
@@ -272,7 +273,7 @@ def _new_manifest(arrays, layout, recipe):
         name: {"dtype": array.dtype.name, "shape": [recipe["num_runs"], *array.shape[1:]]}
         for name, array in arrays.items()
     }
-    named = layout and {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]}
+    named = layout and layout_to_dict(layout)
     versions = {"jax": jax.__version__, "numpy": np.__version__}
     steps = arrays["step"]
     return {
@@ -357,8 +358,7 @@ def _wrong_with(manifest) -> str | None:
 
 
 def _layout(manifest):
-    named = manifest["layout"]
-    return named and Layout(tuple(named["names"]), tuple(tuple(shape) for shape in named["shapes"]))
+    return manifest["layout"] and layout_from_dict(manifest["layout"])
 
 
 def _files_in(folder):
