@@ -143,10 +143,10 @@ def _forecast_windows(recipe, params, windows, save):
 def _fit(
     recipe: Recipe,
     key: Array,
-    runs: Sequence[Trajectory | Windows],
-    losses: Sequence[Callable] | None = None,
+    runs: Sequence[Trajectory | Windows] | Trajectory | Windows,
+    losses: Sequence[Callable] | Callable | None = None,
     *,
-    calibration: Sequence[Trajectory] = (),
+    calibration: Sequence[Trajectory] | Trajectory = (),
     start: Params | None = None,
     folder=None,
     mesh=None,

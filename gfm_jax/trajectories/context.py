@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Context, Layout, Trajectory
@@ -85,7 +86,16 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
     if saves < 2:
         raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
     last = save_index(saves, saves - 1 if last is None else last, least=1)
+    return _observe_traced(run, last) if isinstance(last, Tracer) else _observe(run, last)
+
+
+def _observe_traced(run, last):
     return context(evidence(complete(run, last), last), run.layout)
+
+
+_observe = jax.jit(
+    _observe_traced, static_argnums=1
+)  # where called on its own: op by op it would take ten times as long
 
 
 def context(seen: Evidence, layout: Layout) -> Context:

@@ -135,7 +135,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         first=run.weights[0].astype(jnp.float32),
         origin=origin,
         average=jnp.matmul(
-            eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32) - origin), precision="highest"
+            eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32) - origin[None]), precision="highest"
         ),
         optimizer=-bounded(first_moment / jnp.where(has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
@@ -177,6 +177,6 @@ def _levels(x, progress, last):
     """Means over four shares of the prefix, from its second quarter to its last eighth; where a share holds no save, the
     last value."""
     bounds = jnp.array([1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
-    inside = (progress > bounds[:-1, None]) & (progress <= bounds[1:, None])
+    inside = (progress[None] > bounds[:-1, None]) & (progress[None] <= bounds[1:, None])
     count = inside.sum(1)
-    return jnp.where(count > 0, jnp.where(inside, x, 0).sum(1) / jnp.maximum(count, 1), x[last])
+    return jnp.where(count > 0, jnp.where(inside, x[None], 0).sum(1) / jnp.maximum(count, 1), x[last])

@@ -298,7 +298,7 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
 def _evidence(records, last):
     def one(record):
         weights = record.weights.astype(jnp.float32)
-        return evidence(record, last), jnp.sum((weights - weights[last]) ** 2, axis=-1)
+        return evidence(record, last), jnp.sum((weights - weights[last][None]) ** 2, axis=-1)
 
     return jax.vmap(one)(records)
 
