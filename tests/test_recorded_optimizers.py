@@ -91,6 +91,8 @@ def test_time_is_the_sum_of_the_rates_that_were_used(name):
     np.testing.assert_allclose(run.time[-1], rates.sum(), rtol=1e-6)
     assert run.learning_rate[-1] == pytest.approx(rates[-1], abs=1e-7)
     np.testing.assert_array_equal(run.step, [0, 1, 8, 16, 27, STEPS])
+    if name == "the rate behind":  # the last of the first 27 steps that was taken is the 24th
+        assert run.learning_rate[-2] == pytest.approx(FALLING[23], abs=1e-7)
 
 
 def test_the_clocks_of_the_report():
