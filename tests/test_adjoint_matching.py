@@ -169,3 +169,31 @@ def test_other_sources_and_couplings_are_refused(choices, key):
     )
     with pytest.raises(ValueError, match=expected):
         tune(key, params, None)
+
+
+def test_targets_carry_no_gradient(source, key):
+    """Neither to the tuned velocity nor to the base."""
+
+    def total(scale):
+        velocity = lambda t, x: scale * velocity_to(MEAN, COVARIANCE, source)(t, x)
+        _, points, targets = adjoint_matching_targets(
+            key, velocity, velocity, functools.partial(reward, 1.0), source, jnp.ones(2), 3
+        )
+        return points.sum() + targets.sum()
+
+    assert float(jax.grad(total)(1.0)) == 0
+    assert float(jnp.abs(total(1.1) - total(1.0))) > 1e-3
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tuning_refuses(learned, key):
+    """(wrong before 0.2)"""
+    generator, params = learned
+    for choices in ({"num_steps": 0}, {"batch_size": 1.5}, {"learning_rate": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(choices))}: expected"):
+            tune_through_solver(generator, lambda z, _: z.sum(), TuningRecipe(**choices))
+    tune = tune_through_solver(generator, lambda z, _: z.sum(), TuningRecipe(num_steps=1))
+    with pytest.raises(ValueError, match="cond: expected none, as in the fit"):
+        tune(key, params, None, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"cond: expected that of one task"):
+        tune(key, params, None, jnp.ones((2, 3)))

@@ -102,3 +102,33 @@ def test_nearest_are_found_in_order():
         nearest(FRESH, TRAIN[:2], 3)
     with pytest.raises(ValueError, match="train: expected at least 3 networks, got 2"):
         audit(FRESH, TRAIN[:2], HELD_OUT, apply, accuracy, others={})
+
+
+def test_held_out_networks_go_through_the_codec():
+    """Novelty is compared at equal terms: both sides have passed the codec."""
+    shrink = lambda w: CENTRE + 0.5 * (w - CENTRE)
+    found = audited(FRESH, round_trip=shrink)
+    back = CENTRE + 0.5 * (HELD_OUT - CENTRE)
+    distance, _ = nearest(back, TRAIN, 2)
+    own, _ = nearest(TRAIN, TRAIN, 2)
+    expected = distance[:, 0] / np.median(own[:, 1])
+    np.testing.assert_allclose(found.novelty["nearest"]["held_out"], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        found.novelty["nearest"]["samples"], audited(FRESH).novelty["nearest"]["samples"], rtol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_audits_refuse():
+    """(wrong before 0.2)"""
+    with pytest.raises(ValueError, match="train: expected networks that differ"):
+        audit(FRESH, jnp.tile(TRAIN[:1], (5, 1)), HELD_OUT, apply, accuracy, others={})
+    with pytest.raises(ValueError, match="samples: 1 of 60 points are not finite"):
+        audited(FRESH.at[0, 0].set(jnp.inf))
+    with pytest.raises(ValueError, match=r"held_out: expected networks of \d+ weights"):
+        audit(FRESH, TRAIN, HELD_OUT[:, :3], apply, accuracy, others={})
+    with pytest.raises(ValueError, match="others: expected names of their own, got train"):
+        audit(FRESH, TRAIN, HELD_OUT, apply, accuracy, others={"train": TRAIN})
+    tasks = {"samples": jnp.zeros(3), "train": jnp.zeros(NUM), "held_out": jnp.zeros(NUM)}
+    with pytest.raises(ValueError, match="tasks: expected 60 of samples, one a network"):
+        audit(FRESH, TRAIN, HELD_OUT, apply, accuracy, others={}, tasks=tasks)

@@ -136,7 +136,7 @@ def test_the_default_solver_lands_on_the_data(key):
         with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1.0"):
             solve_flow(velocity, x_0[0], solver=solver)
     with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1"):
-        velocity_to(linear, 1, x_0[0], data[0])
+        velocity_to(linear, 1.0, x_0[0], data[0])
 
 
 def test_the_density_of_the_closed_form_before_the_end(key):
@@ -322,7 +322,7 @@ def test_oracles_refuse_the_end():
             oracle.velocity(jnp.float32(1), jnp.zeros(2))
     with pytest.raises(ValueError, match="std: expected a standard deviation of at least 0, got -1"):
         gaussian(jnp.ones(2), -1.0)
-    moved = gaussian(jnp.ones(2), 0.5).velocity(1, jnp.zeros(2))  # a law that has a density goes on to its end
+    moved = gaussian(jnp.ones(2), 0.5).velocity(jnp.float32(1), jnp.zeros(2))  # a law that has a density goes on to its end
     assert bool(jnp.isfinite(moved).all())
 
 

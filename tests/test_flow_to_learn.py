@@ -240,6 +240,64 @@ def test_bad_input(call, message, zoo):
         call(empirical_flow_matching(NET, num_steps=10), *zoo)
 
 
+def test_retrieval_has_conditions_on_one_scale(key):
+    """The second number is in thousands: it does not drown the first."""
+    weights, cond = jnp.eye(3), jnp.array([[0.0, 1000.0], [1.0, 1000.0], [0.0, 3000.0]])
+    model = baselines.retrieval()
+    found = model.generate(key, model.fit(key, weights, cond), 2, jnp.array([[0.9, 1300.0], [0.1, 2600.0]]))
+    np.testing.assert_array_equal(found, weights[jnp.array([1, 2])])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_of_any_dtype(name, key):
+    """Bytes wrapped (wrong before 0.2)."""
+    rng = np.random.default_rng(0)
+    weights, cond = rng.integers(0, 255, (30, DIM)).astype(np.uint8), rng.integers(0, 255, (30, 2)).astype(np.uint8)
+    model = BASELINES[name]
+    found, expected = (
+        model.generate(key, model.fit(key, w, c), 4, c[:4])
+        for w, c in ((weights, cond), (weights.astype(np.float32), cond.astype(np.float32)))
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["retrieval", "ridge", "hypernetwork"])
+def test_baselines_that_follow_conditions_need_them(name, zoo, key):
+    """(wrong before 0.2)"""
+    (weights, cond), model = zoo, BASELINES[name]
+    params = model.fit(key, weights, cond)
+    with pytest.raises(ValueError, match=r"cond: expected a vector for each of 3 networks, which .* follows, got none"):
+        model.generate(key, params, 3)
+    with pytest.raises(ValueError, match=r"cond: expected a vector for each of 3 samples, got shape \(5, 2\)"):
+        model.generate(key, params, 3, cond[:5])
+    with pytest.raises(ValueError, match="cond: expected 2 numbers for each sample"):
+        model.generate(key, params, 3, cond[:3, :1])
+    with pytest.raises(ValueError, match="cond: expected a vector for each of 400 networks"):
+        model.fit(key, weights, cond[:5])
+    if name != "retrieval":
+        with pytest.raises(ValueError, match="cond: expected a vector for each of 400 networks, which"):
+            model.fit(key, weights)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_zoo_of_one_network(key):
+    """(wrong before 0.2)"""
+    one = jnp.ones((1, DIM))
+    for name in ("interpolation", "perturbation", "gaussian"):
+        with pytest.raises(ValueError, match="weights: expected at least 2"):
+            BASELINES[name].generate(key, BASELINES[name].fit(key, one), 2)
+    np.testing.assert_array_equal(
+        BASELINES["mean"].generate(key, BASELINES["mean"].fit(key, one), 2), jnp.ones((2, DIM))
+    )
+    with pytest.raises(ValueError, match="num_mixed: expected at least 1, got 0"):
+        baselines.soup(0)
+    with pytest.raises(ValueError, match=r"weights: expected points \[num, dim\], got shape \(6,\)"):
+        BASELINES["mean"].fit(key, one[0])
+
+
 def test_a_temperature_needs_a_gaussian(zoo, key):
     generator = flow_to_learn(identity(), empirical_flow_matching(NET, num_steps=10), source=init)
     params = generator.fit(key, zoo[0])

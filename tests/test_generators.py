@@ -6,15 +6,18 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gfm_jax import training
-from gfm_jax.fields import gaussian
+from gfm_jax.fields import closed_form_velocity, gaussian
 from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
-from gfm_jax.methods.flow_data import IN_CACHE
+from gfm_jax.methods.empirical_flow_matching import VelocityRecipe, _objective
+from gfm_jax.methods.flow_data import IN_CACHE, flow_data
 from gfm_jax.methods.self_distilled_flow_map import OBJECTIVES
 from gfm_jax.networks import TimeMLP, UNet, init_network
 from gfm_jax.paths import trigonometric
+from gfm_jax.pytrees import map_rows
 from gfm_jax.solve import log_likelihood, solve_flow, solve_flow_map, solve_hybrid
 
 NET = TimeMLP((32, 32))
@@ -250,8 +253,192 @@ def test_many_points_are_drawn_in_batches():
         num = 2 * IN_CACHE + 1
         x_0 = jax.random.normal(jax.random.key(1), (num, 2))
         asked = jnp.eye(2)[jnp.arange(num) % 2]
-        draw = lambda part: generator.generate(None, params, num, asked[part], x_0=x_0[part], **choices)  # noqa: B023
+        draw = lambda part: generator.generate(None, params, len(x_0[part]), asked[part], x_0=x_0[part], **choices)  # noqa: B023
         together = draw(slice(None))
         assert together.shape == (num, 2)
         for part in (slice(0, num // 3), slice(2 * num // 3, num)):
             np.testing.assert_allclose(draw(part), together[part], rtol=1e-5, atol=1e-6)
+
+
+# --- one gate for what comes in ---------------------------------------------------------------------------------------
+
+SHORT = {"num_steps": 20, "batch_size": 16}
+METHODS = {"velocity": empirical_flow_matching, "map": self_distilled_flow_map}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def conditioned(request):
+    generator = METHODS[request.param](TimeMLP([8]), **SHORT)  # a list of widths is as good as a tuple
+    return generator, generator.fit(jax.random.key(0), DATA[:40], jnp.eye(2)[jnp.arange(40) % 2])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("num", "cond", "message"),
+    [
+        (2000, np.eye(2), r"cond: expected a vector for each of 2000 samples, got shape \(2, 2\)"),
+        (3, np.array([0, 1, 1]), r"cond: expected a vector for each of 3 samples, got shape \(3,\)"),
+        (3, [0.0, 1.0], r"cond: expected a vector for each of 3 samples, got shape \(2,\)"),
+        (3, None, "cond: expected 2 numbers for each of 3 samples, as in the fit, got none"),
+        (3, np.eye(3), r"cond: expected 2 numbers for each sample, as in the fit, got shape \(3, 3\)"),
+        (2, np.array([[1, np.nan], [0, 1]]), "cond: 1 of 2 points are not finite"),
+        (2.0, np.eye(2), "num: expected an integer of at least 1, got 2.0"),
+        (0, np.zeros((0, 2)), "num: expected at least 1, got 0"),
+    ],
+)
+def test_conditions_are_those_of_the_fit(conditioned, num, cond, message):
+    """The last condition was taken for all that were missing (wrong before 0.2)."""
+    generator, params = conditioned
+    with pytest.raises(ValueError, match=message):
+        generator.generate(jax.random.key(1), params, num, cond)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_starts_are_those_of_the_samples(conditioned):
+    """(wrong before 0.2)"""
+    generator, params = conditioned
+    generate = lambda x_0: generator.generate(None, params, 2, np.eye(2), x_0=x_0)
+    for x_0 in (jnp.zeros((3, 2)), jnp.zeros((2, 3)), jnp.zeros(2)):
+        with pytest.raises(ValueError, match=r"x_0: expected a start for each sample, \(2, 2\), got shape"):
+            generate(x_0)
+    with pytest.raises(ValueError, match="x_0: 1 of 2 points are not finite"):
+        generate(jnp.array([[0.0, jnp.nan], [0.0, 0.0]]))
+    np.testing.assert_array_equal(generate([[0, 1], [2, 0]]), generate(jnp.array([[0.0, 1.0], [2.0, 0.0]])))
+    with pytest.raises(ValueError, match=r"num_jumps|num_steps"):
+        generator.generate(None, params, 2, np.eye(2), **{"num_jumps" if generator.flow_map else "num_steps": 0})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("method", METHODS.values())
+def test_data_of_any_kind(method):
+    """(wrong before 0.2)"""
+    generator, key = method(TimeMLP((8,)), **SHORT), jax.random.key(0)
+    for data in (np.full((5, 2), 3), np.ones((1, 2), np.uint8), [[1, 2], [1, 2]]):
+        params = generator.fit(key, data)
+        assert bool((params.std_0 > 0).all())
+        assert np.isfinite(params.history["loss"]).all()
+        assert bool(jnp.isfinite(generator.generate(key, params, 3)).all())
+    with pytest.raises(ValueError, match=r"cond: expected none, as in the fit, got shape \(3, 2\)"):
+        generator.generate(key, params, 3, jnp.ones((3, 2)))
+    bytes_, floats = np.arange(80).reshape(40, 2).astype(np.uint8), np.arange(80.0).reshape(40, 2)
+    for a, b in zip(*(jax.tree.leaves(generator.fit(key, data)) for data in (bytes_, floats)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for data in (np.zeros((0, 2)), np.zeros((3, 0)), np.zeros(3), "data", [[1, 2], [3]]):
+        with pytest.raises(ValueError, match="data: expected"):
+            generator.fit(key, data)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_start_of_another_fit(conditioned):
+    """(wrong before 0.2)"""
+    generator, params = conditioned
+    key, cond = jax.random.key(0), jnp.eye(2)[jnp.arange(40) % 2]
+    method = empirical_flow_matching if generator.flow_map is None else self_distilled_flow_map
+    with pytest.raises(ValueError, match="start: expected a fit with 0 numbers as condition, got one with 2"):
+        generator.fit(key, DATA[:40], start=params)
+    with pytest.raises(ValueError, match="start: expected parameters of this network"):
+        method(TimeMLP((9,)), **SHORT).fit(key, DATA[:40], cond, start=params)
+    still = method(TimeMLP([8]), optimizer=optax.sgd(0.0), average=0.0, **SHORT).fit(key, DATA[:40], cond, start=params)
+    for a, b in zip(jax.tree.leaves(still.network), jax.tree.leaves(params.network), strict=True):
+        np.testing.assert_array_equal(a, b)  # it begins where the other ended, and not at the average of anything else
+
+
+def test_generators_under_jit_and_vmap(conditioned):
+    generator, params = conditioned
+    params, keys = params._replace(history={}), jax.random.split(jax.random.key(1), 2)
+    alone = generator.generate(keys[1], params, 2, jnp.eye(2))
+    compiled = jax.jit(lambda key, params: generator.generate(key, params, 2, jnp.eye(2)))(keys[1], params)
+    many = jax.vmap(lambda key: generator.generate(key, params, 2, jnp.eye(2)))(keys)
+    np.testing.assert_allclose(compiled, alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(many[1], alone, rtol=1e-5, atol=1e-6)
+    assert float(jnp.abs(many[0] - many[1]).max()) > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS.values())
+def test_under_the_settings_that_find_mistakes(method):
+    """(wrong before 0.2)"""
+    settings = {"jax_debug_nans": True, "jax_debug_infs": True, "jax_numpy_rank_promotion": "raise"}
+    before = {name: getattr(jax.config, name) for name in settings}
+    generator = method(TimeMLP((7,)), num_steps=200, batch_size=8)
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        params = generator.fit(jax.random.key(0), DATA[:40])
+        samples = generator.generate(jax.random.key(1), params, 3)
+        with jax.check_tracer_leaks():
+            again = generator.generate(jax.random.key(1), params, 4)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert samples.shape == (3, 2)
+    assert again.shape == (4, 2)
+
+
+def test_the_source_of_companions_is_that_of_the_paths():
+    """Paths from N(0, 3^2): the target is the exact velocity from that source, at the points where the network is asked
+    (companions that ignored std_0 were not noticed)."""
+    choices = {"companions": "per_sample", "std_0": 3.0, "batch_size": 16, "num_steps": 1}
+    recipe = VelocityRecipe(num_companions=40, **choices)
+    _, sample, _ = _objective(NET, recipe)
+    path, _ = sample(jax.random.key(2), flow_data(DATA[:40], std_0=3.0))
+    exact = jax.vmap(closed_form_velocity(DATA[:40], source=(0.0, 3.0)))(path.t, path.x_t)
+    np.testing.assert_allclose(path.dx_t, exact, rtol=1e-3, atol=1e-3)
+    assert 2 < float(path.x_0.std()) < 4
+
+
+def test_what_is_drawn_for_a_batch_is_drawn_apart():
+    """Times, sources and targets of one batch: each joint law is that of independent ones."""
+    _, sample, _ = _objective(NET, VelocityRecipe(batch_size=4096, std_0=1.0))
+    cond = jnp.concatenate([DATA, DATA[:, :1] > 1], axis=1).astype(jnp.float32)
+    path, drawn = sample(jax.random.key(0), flow_data(DATA, cond, std_0=1.0))
+    np.testing.assert_array_equal(drawn[:, :2], path.x_1)  # a condition stays with its target
+    columns = jnp.concatenate([path.t[:, None], path.x_0, path.x_1[:, :1]], axis=1)
+    correlation = jnp.corrcoef(columns.T) - jnp.eye(4)
+    assert float(jnp.abs(correlation).max()) < 5 / 64
+
+
+def test_rows_are_as_many_in_every_array():
+    """A batch of the others was clamped (wrong before 0.2)."""
+    with pytest.raises(ValueError, match=r"rows: expected at least one row, as many in every array, got .*2.*5"):
+        map_rows(lambda row: row[0] + row[1], (jnp.zeros(5), jnp.zeros(2)), 2)
+    np.testing.assert_array_equal(
+        map_rows(lambda row: row[0] + row[1], (jnp.arange(5), jnp.ones(5)), 2), jnp.arange(5) + 1
+    )
+
+
+def test_probes_are_averaged():
+    """The divergence of c x is exactly c dim by any Rademacher probe, so by any number of them."""
+    field = lambda t, x: 0.5 * x
+    found = [
+        log_likelihood(field, jnp.ones(3), lambda x: jnp.zeros(()), key=key, num_probes=num, num_steps=8)
+        for key, num in ((None, 1), (jax.random.key(0), 1), (jax.random.key(1), 4))
+    ]
+    np.testing.assert_allclose(found, -1.5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_choices_that_cannot_be_meant():
+    """(wrong before 0.2)"""
+    for method in METHODS.values():
+        for name, value in (
+            ("num_steps", 0),
+            ("num_steps", 2.5),
+            ("batch_size", -1),
+            ("peak_rate", 0.0),
+            ("average", 1),
+        ):
+            with pytest.raises(ValueError, match=f"{name}: expected"):
+                method(NET, **{name: value})
+    with pytest.raises(ValueError, match="stop: expected one of teacher, point, none with 'psd_m', got 'bracket'"):
+        self_distilled_flow_map(NET, "psd_m", stop="bracket")
+    with pytest.raises(ValueError, match="companions: expected 'per_sample' or 'shared', got 'mine'"):
+        empirical_flow_matching(NET, companions="mine")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_integer_points_have_a_likelihood():
+    """(wrong before 0.2)"""
+    found = log_likelihood(ORACLE.velocity, np.array([1, 0]), normal_log_density)
+    assert float(found) == pytest.approx(float(normal_log_density(jnp.array([1.0, 0.0]), MEAN, STD)), rel=1e-2)
+    with pytest.raises(ValueError, match=r"x_1: expected one point \[dim\], got shape \(2, 2\)"):
+        log_likelihood(ORACLE.velocity, jnp.zeros((2, 2)), normal_log_density)

@@ -78,3 +78,18 @@ def test_bad_choices(make):
         make(init, loss, draw, inner_steps=0)
     with pytest.raises(ValueError, match="inner_rate: expected more than 0, got -1"):
         make(init, loss, draw, inner_rate=-1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_and_support_sets(key):
+    """(wrong before 0.2)"""
+    scratch = adapted(baselines.random(init), loss, optax.sgd(0.2), 2)
+    params = scratch.fit(key, jnp.zeros((4, 2)))
+    with pytest.raises(ValueError, match="support: expected one set for each of 3 networks"):
+        scratch.generate(key, params, 3, support=jnp.zeros((2, 2)))
+    with pytest.raises(ValueError, match="num: expected an integer of at least 1"):
+        scratch.generate(key, params, 3.0, support=jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match="num_steps: expected at least 0, got -1"):
+        adapt(loss, optax.sgd(0.1), -1, jnp.zeros(2), CENTRE)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        maml(init, loss, draw, batch_size=0)

@@ -14,6 +14,7 @@ from gfm_jax.metrics import (
     kl_floor,
     kl_on_grid,
     mmd,
+    nearest,
     nearest_distance,
     off_support,
     sliced_wasserstein,
@@ -99,6 +100,81 @@ def test_nearest_distance(key):
     np.testing.assert_allclose(found[5:9], 0.003 * 8, rtol=1e-3)
     dense = np.linalg.norm(np.asarray(samples[9] - data, float), axis=1).min()
     assert found[9] == pytest.approx(dense, rel=1e-5)
+
+
+METRICS = {
+    "mmd": mmd,
+    "frechet": frechet,
+    "exact": exact_wasserstein,
+    "sliced": lambda x, y: sliced_wasserstein(jax.random.key(0), x, y),
+    "nearest": lambda x, y: nearest_distance(x, y).sum(),
+}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_of_any_dtype_are_those_of_float32(name, dtype):
+    """Bytes wrapped (wrong before 0.2)."""
+    x, y = np.random.default_rng(0).integers(0, 255, (2, 30, 16))
+    x, y = jnp.asarray(x).astype(dtype), jnp.asarray(y).astype(dtype)
+    found, expected = METRICS[name](x, y), METRICS[name](x.astype(jnp.float32), y.astype(jnp.float32))
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(float(found))
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_far_from_zero(name, offset, key):
+    """A multiple of 1/128 is moved without rounding: distances stay as they are (wrong before 0.2)."""
+    x, y = jnp.round(128 * jax.random.normal(key, (2, 40, 8))) / 128
+    found, expected = METRICS[name](x + offset, y + offset), METRICS[name](x, y)
+    np.testing.assert_allclose(float(found), float(expected), rtol=2e-4, atol=2e-5)
+
+
+def test_neighbours_far_from_zero(key):
+    """By double precision, at every offset (wrong before 0.2)."""
+    points = np.round(64 * np.asarray(jax.random.normal(key, (200, 4)))) / 64 + 1e4
+    distance, index = nearest(jnp.asarray(points[:9], jnp.float32), jnp.asarray(points[9:], jnp.float32), 3)
+    every = np.linalg.norm(points[:9, None] - points[9:], axis=-1)
+    np.testing.assert_allclose(distance, np.sort(every, axis=1)[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(every, np.asarray(index), 1), np.sort(every, axis=1)[:, :3], rtol=1e-5
+    )
+
+
+def test_samples_that_are_one_point():
+    """(wrong before 0.2)"""
+    point = jnp.full((4, 3), 2.5)
+    assert [float(metric(point, point)) for metric in METRICS.values()] == [0, 0, 0, 0, 0]
+    assert float(mmd(1e20 * jnp.eye(3), -1e20 * jnp.eye(3))) > 0.5
+
+
+def test_mmd_of_other_numbers_and_a_bandwidth():
+    """By hand: k(0, 1) = exp(-1/8) at h = 2; x = {0, 1}, y = {0, 1, 1}."""
+    k = np.exp(-1 / 8)
+    found = mmd(jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [1.0], [1.0]]), bandwidth=2.0)
+    assert float(found) == pytest.approx(k + (2 * k + 1) / 3 - 2 * (3 + 3 * k) / 6, abs=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_metrics_refuse_what_means_nothing(key):
+    """(wrong before 0.2)"""
+    points = jax.random.normal(key, (4, 3))
+    for metric in METRICS.values():
+        with pytest.raises(ValueError, match="1 of 4 points are not finite"):
+            metric(points.at[0, 0].set(jnp.nan), points)
+        with pytest.raises(ValueError, match=r"expected points \[num, dim\], got shape \(3,\)"):
+            metric(points[0], points)
+    with pytest.raises(ValueError, match="at least two"):
+        frechet(points[:1], points)
+    with pytest.raises(ValueError, match="bandwidth: expected a positive number, got 0"):
+        mmd(points, points, 0.0)
+    with pytest.raises(ValueError, match="mass: expected numbers of at least 0 whose sum is 1, got a sum of 16"):
+        kl_on_grid(np.ones((4, 4)), points[:, :2])
+    with pytest.raises(ValueError, match="samples: expected points in the plane"):
+        histogram(points, 4)
+    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
+        nearest(points, points, 0)
 
 
 @pytest.mark.usefixtures("unchecked")

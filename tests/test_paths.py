@@ -7,9 +7,12 @@ import pytest
 from scipy.stats import chisquare, kstest
 
 from gfm_jax.paths import (
+    GaussianSource,
     distinct,
     draw_companions,
+    draw_gaussian,
     dyadic,
+    fit_gaussian,
     independent,
     interpolate,
     linear,
@@ -151,3 +154,49 @@ def test_companions_refuse(key):
         draw_companions(key, 10, 4, 11)
     with pytest.raises(ValueError, match="companions: expected 'per_sample' or 'shared', got 'mine'"):
         draw_companions(key, 10, 4, 5, "mine")
+
+
+def test_a_gaussian_source_has_the_covariance_of_its_factor(key):
+    """A factor that is no symmetric matrix, and a temperature: T^2 F F^T."""
+    factor = jnp.array([[1.0, 0.0], [2.0, 0.5]])
+    points = np.asarray(draw_gaussian(key, GaussianSource(jnp.array([1.0, -1.0]), factor), 40_000, 0.5), float)
+    np.testing.assert_allclose(np.cov(points.T), 0.25 * factor @ factor.T, atol=0.03)
+    np.testing.assert_allclose(points.mean(0), [1, -1], atol=0.02)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_gaussians_of_any_dtype(key):
+    """Mean and covariance in double precision; one point has none (wrong before 0.2)."""
+    images = np.random.default_rng(0).integers(0, 255, (50, 3)).astype(np.uint8)
+    for points in (images, jnp.asarray(images).astype(jnp.bfloat16), images + 1e4):
+        found = fit_gaussian(points)
+        exact = np.asarray(jnp.asarray(points).astype(jnp.float32), float)
+        np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(found.factor @ found.factor.T, np.cov(exact.T), rtol=1e-4, atol=1e-2)
+    with pytest.raises(ValueError, match="points: expected at least 2 points, got 1"):
+        fit_gaussian(images[:1])
+    with pytest.raises(ValueError, match="num: expected at least 1, got 0"):
+        draw_gaussian(key, found, 0)
+    with pytest.raises(ValueError, match="temperature: expected a number of at least 0, got -1"):
+        draw_gaussian(key, found, 2, -1.0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_transport_far_from_zero(offset, key):
+    """(wrong before 0.2)"""
+    x_0, x_1 = np.round(64 * np.asarray(jax.random.normal(key, (2, 32, 2)))) / 64
+    expected = optimal_transport(x_0, x_1)
+    np.testing.assert_array_equal(optimal_transport(x_0 + offset, x_1 + offset), expected)
+    bytes_ = np.random.default_rng(0).integers(0, 255, (2, 16, 4)).astype(np.uint8)
+    np.testing.assert_array_equal(optimal_transport(*bytes_), optimal_transport(*bytes_.astype(float)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_paths_of_integers_and_of_other_shapes():
+    """(wrong before 0.2)"""
+    path = interpolate(linear, 1, np.array([0, 4], np.uint8), np.array([8, 0], np.uint8))
+    np.testing.assert_array_equal(path.dx_t, [8.0, -4.0])
+    with pytest.raises(ValueError, match="x_0, x_1: expected points of one shape"):
+        interpolate(linear, 0.5, jnp.zeros(3), jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"t: expected one time, got shape \(2,\)"):
+        interpolate(linear, jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from gfm_jax.checks import as_float
 
@@ -26,7 +26,7 @@ def jump(
     return x + (t - s) * mean_velocity
 
 
-def velocity_of(flow_map: Callable[[Array, Array, Array], Array], t: Float[Array, ""], x: Array) -> Array:
+def velocity_of(flow_map: Callable[[Array, Array, Array], Array], t: Shaped[Array, ""] | float, x: Array) -> Array:
     r"""The velocity of a flow map: b_t(x) = d/dt X_{s,t}(x) at s = t, by one forward-mode derivative.
 
     Args:
