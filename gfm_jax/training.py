@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
-from gfm_jax.checkpoints import Checkpoint, load, own, save, seconds_of
+from gfm_jax.checkpoints import Checkpoint, is_begun, load, own, save, seconds_of
 from gfm_jax.fingerprint import describe
 from gfm_jax.pytrees import auto_mesh, on_auto_mesh, place
 
@@ -107,9 +107,11 @@ def fit(
     folder = None if folder is None else pathlib.Path(folder)
     with contextlib.nullcontext() if folder is None else own(folder, identity):
         start, before, told, says = 0, 0.0, None, None
-        if folder is not None and (found := load(folder, state)) is not None:
-            start, before, state, told = found
-            told = [np.concatenate([part, _room(part, num_steps - start)]) for part in told]
+        if folder is not None and is_begun(folder):
+            _, says = jax.eval_shape(functools.partial(_take_steps, static), key, state, data, 0, 1)
+            said = [_room(jax.eval_shape(_wide, leaf), num_steps) for leaf in jax.tree.leaves(says)]
+            start, before, (state, said) = load(folder, (state, said))
+            told = [np.array(part) for part in said]
             state = state if mesh is None else place(state, whole)
         begin = saved = time.monotonic()
         seconds = before
@@ -127,10 +129,8 @@ def fit(
                 bar.set_postfix(loss=f"{losses.mean():.4g}")
                 seconds = before + time.monotonic() - begin
                 if folder is not None and (start == num_steps or time.monotonic() > saved + save_every):
-                    save(folder, Checkpoint(start, seconds, jax.tree.leaves(state), [part[:start] for part in told]))
+                    save(folder, Checkpoint(start, seconds, (state, told)))
                     saved = time.monotonic()
-    if says is None:  # all of it was done before
-        _, says = jax.eval_shape(functools.partial(_take_steps, static), key, state, data, 0, 1)
     (losses, info), norms = jax.tree.unflatten(jax.tree.structure(says), told)
     last, _, averaged = state
     averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), averaged, last)
@@ -151,7 +151,9 @@ def _start(optimizer, params):
 
 
 def _wide(leaf):
-    """At least float32, in which sums and averages do not stand still."""
+    """Real and complex numbers in float32 at least, in which sums and averages do not stand still."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
@@ -162,7 +164,7 @@ def _room(part, steps):
 def _enter(told, says, start, length, num_steps):
     """What all steps said, leaf by leaf, with what the last ones did; numbers are held in float32 at least."""
     parts = [np.asarray(leaf)[:length] for leaf in jax.tree.leaves(says)]
-    parts = [np.asarray(_wide(part)) if jnp.issubdtype(part.dtype, jnp.inexact) else part for part in parts]
+    parts = [np.asarray(_wide(part)) for part in parts]
     told = [_room(part, num_steps) for part in parts] if told is None else told
     for all_steps, part in zip(told, parts, strict=True):
         all_steps[start : start + length] = part
