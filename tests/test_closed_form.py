@@ -322,9 +322,7 @@ def test_oracles_refuse_the_end():
             oracle.velocity(jnp.float32(1), jnp.zeros(2))
     with pytest.raises(ValueError, match="std: expected a standard deviation of at least 0, got -1"):
         gaussian(jnp.ones(2), -1.0)
-    moved = gaussian(jnp.ones(2), 0.5).velocity(
-        jnp.float32(1), jnp.zeros(2)
-    )  # a law that has a density goes on to its end
+    moved = gaussian(jnp.ones(2), 0.5).velocity(jnp.float32(1), jnp.zeros(2))  # of a law that has a density
     assert bool(jnp.isfinite(moved).all())
 
 

@@ -56,10 +56,14 @@ def _checked(weights, cond, least=1):
 
 
 def _needed(cond, num, columns, where):
-    """The conditions that `generate` follows, or in `fit` learns from."""
+    """The conditions that `generate` follows."""
+    return check_conditions(_given(cond, num, where), check_count("num", num), Conditions(columns))
+
+
+def _given(cond, num, where):
     if cond is None:
         raise ValueError(f"cond: expected a vector for each of {num} networks, which {where} follows, got none")
-    return check_conditions(cond, check_count("num", num), Conditions(columns))
+    return cond
 
 
 def _at_least_two(zoo, what):
@@ -182,7 +186,7 @@ def ridge(encoder: Encoder, strength: float = 1.0) -> Generator:
     def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
         from sklearn.linear_model import Ridge  # on first use: it takes a second
 
-        weights, cond = _checked(weights, _needed(cond, len(weights), None, "ridge regression"))
+        weights, cond = _checked(weights, _given(cond, len(weights), "ridge regression"))
         params, codes = _codes(encoder, key, weights, encoder_params)
         found = Ridge(strength).fit(np.asarray(cond), np.asarray(codes))
         arrays = (found.coef_.reshape(codes.shape[1], -1), found.intercept_)
@@ -220,7 +224,7 @@ def hypernetwork(
         check_network(network)
 
     def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
-        weights, cond = _checked(weights, _needed(cond, len(weights), None, "a hypernetwork"))
+        weights, cond = _checked(weights, _given(cond, len(weights), "a hypernetwork"))
         key_encoder, key_init, key_fit = jax.random.split(key, 3)
         params, codes = _codes(encoder, key_encoder, weights, encoder_params)
         module = network or _perceptron(codes.shape[1])
