@@ -249,7 +249,9 @@ def test_extragradient_of_a_part_by_hand():
 
 
 @pytest.mark.parametrize(
-    "method", [optimizers.heun, optimizers.midpoint, optimizers.rk4, optimizers.joint_runge_kutta], ids=str
+    "method",
+    [optimizers.heun, optimizers.midpoint, optimizers.rk4, optimizers.joint_runge_kutta],
+    ids=lambda method: method.__name__,
 )
 @pytest.mark.parametrize("wrap", ["masked", "frozen", "flat", "accumulated"])
 def test_a_users_loop_hands_over_the_whole_gradient(method, wrap):
