@@ -55,7 +55,6 @@ def solve_flow(
         solver has to look and the velocity is not defined.
     """
     import diffrax  # on first use: it takes half a second
-    import equinox
 
     num_steps = check_count("num_steps", num_steps)
     solver = diffrax.Midpoint() if solver is None else solver
@@ -73,9 +72,7 @@ def solve_flow(
     clock = jnp.result_type(start, end, step)  # as diffrax has it
     clock = clock if jnp.issubdtype(clock, jnp.floating) else jnp.result_type(float)
     x_0 = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(leaf, clock)), x_0)
-    # What the velocity closes over becomes an argument of the solve, whose caches would else hold on to traced arrays.
-    like = jax.ShapeDtypeStruct((), clock)
-    field = equinox.filter_closure_convert(lambda t, x, _: field_of(t, x), like, x_0, None)
+    field, closed_over = _open(field_of, clock, x_0)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         solver,
@@ -83,6 +80,7 @@ def solve_flow(
         end,
         dt0=step,
         y0=x_0,
+        args=closed_over,
         stepsize_controller=diffrax.ConstantStepSize() if stepsize_controller is None else stepsize_controller,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         max_steps=num_steps + 1 if stepsize_controller is None else MOST_STEPS,  # rounding may leave a sliver of a step
@@ -91,6 +89,20 @@ def solve_flow(
     x_1 = jax.tree.map(lambda saved: saved[-1], solution.ys)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x_1)]).all()
     return x_1, {"finite": finite}
+
+
+def _open(field, clock, x):
+    """A field as `(t, x, closed_over) -> dx/dt`, and the arrays that it closes over.
+
+    diffrax keeps functions in caches: one that closed over traced arrays would leak them.
+    """
+    program, like = jax.make_jaxpr(field, return_shape=True)(jax.ShapeDtypeStruct((), clock), x)
+    jaxpr, structure = program.jaxpr, jax.tree.structure(like)
+
+    def opened(t, x, closed_over):
+        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(jaxpr, closed_over, t, *jax.tree.leaves(x)))
+
+    return opened, list(program.consts)
 
 
 def _looks_at_the_end(solver) -> bool:
