@@ -71,6 +71,72 @@ MUTATIONS = (
         "weight = jnp.where(distance > 0, weight, 1)",
         ("test_forecast_input",),
     ),
+    Mutation(
+        "flow matching: the mean of the weights apart from that of the squares",
+        "return jnp.mean(weight * (velocity - dx_t) ** 2)",
+        "return jnp.mean(weight) * jnp.mean((velocity - dx_t) ** 2)",
+        ("test_flows",),
+    ),
+    Mutation(
+        "Gaussian source: factor not transposed",
+        "temperature * noise @ source.factor.T",
+        "temperature * noise @ source.factor",
+        ("test_paths",),
+    ),
+    Mutation(
+        "Hutchinson's estimate: divided by the number of probes, not by its root",
+        "x_1.dtype) / jnp.sqrt(num_probes)",
+        "x_1.dtype) / num_probes",
+        ("test_generators",),
+    ),
+    Mutation(
+        "Runge-Kutta: stages at the next step's rate",
+        "rate_at(learning_rate, state.count), updates, params, grad_fn)",
+        "rate_at(learning_rate, state.count + 1), updates, params, grad_fn)",
+        ("test_integrators",),
+    ),
+    Mutation(
+        "step control: the exponent of the other order",
+        "** (-1 / tableau.order)",
+        "** (-1 / (tableau.order + 1))",
+        ("test_integrators",),
+    ),
+    Mutation(
+        "canonical form: the mask of dead units dropped",
+        "ratio = jnp.log(jnp.where(alive, down, 1) / jnp.where(alive, up, 1))",
+        "ratio = jnp.log(down / up)",
+        ("test_encoder_arithmetic", "test_symmetry"),
+    ),
+    Mutation(
+        "empirical flow matching: companions ignore the source's deviation",
+        "source = (0.0, recipe.std_0)",
+        "source = (0.0, 1.0)",
+        ("test_generators",),
+    ),
+    Mutation(
+        "audit: novelty of held-out networks without the codec",
+        '"held_out": novelty(back, task_of("held_out"))',
+        '"held_out": novelty(held_out, task_of("held_out"))',
+        ("test_audit",),
+    ),
+    Mutation(
+        "joint Runge-Kutta: counters rounded, not floored",
+        "jnp.floor(moved + 1e-3)",
+        "jnp.round(moved)",
+        ("test_integrators", "test_integrators_in_optax"),
+    ),
+    Mutation(
+        "autoencoder: the stop on mean and scale dropped",
+        "params._replace(mean=jax.lax.stop_gradient(params.mean), scale=jax.lax.stop_gradient(params.scale))",
+        "params._replace(mean=params.mean, scale=params.scale)",
+        ("test_encoder_arithmetic", "test_encoders"),
+    ),
+    Mutation(
+        "retrieval: conditions not brought to one scale",
+        "((zoo.cond - c[None]) / zoo.scale[None]) ** 2",
+        "(zoo.cond - c[None]) ** 2",
+        ("test_flow_to_learn",),
+    ),
 )
 
 

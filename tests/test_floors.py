@@ -20,8 +20,17 @@ FLOORS = {
     "solve": 2,
     "training": 2,
     "datasets": 2,
+    # What the second floor needs too: layers by their names, trees of arrays, files, and options of the compiler.
+    "layers": 1.2,
+    "first_use": 1.2,
+    "parameters": 1.3,
     "checks": 1.5,
-    "pytrees": 1.5,  # what the second floor needs too: trees of arrays, and where they lie
+    "pytrees": 1.5,
+    "compiling": 1.5,
+    "files": 1.5,
+    "fingerprint": 1.5,
+    "checkpoints": 1.7,
+    "serialization": 1.7,
     "fields": 3,
     "encoders": 3,
     "tasks": 3,

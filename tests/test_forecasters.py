@@ -216,7 +216,8 @@ def test_without_layout_only_a_fitted_size_is_accepted(run):
     prefix, horizon = prefix_of(run, 10), horizon_at(run, -1)
     known = forecaster.forecast(params, prefix._replace(layout=None), horizon).weights
     np.testing.assert_allclose(known, forecaster.forecast(params, prefix, horizon).weights)
-    short = prefix._replace(layout=None, **{n: getattr(prefix, n)[:, :-1] for n in ("weights", "mean_weights")})
+    short = prefix._replace(layout=None, **{"weights": prefix.weights[:, :-1], "mean_weights": None})
+    short = short._replace(gradient=None, state=None)
     with pytest.raises(ValueError, match="no layout"):
         forecaster.forecast(params, short, horizon)
 

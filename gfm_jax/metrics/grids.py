@@ -60,7 +60,7 @@ def kl_on_grid(
         raise ValueError(f"mass: expected that of each bin [bins, bins], got shape {mass.shape}")
     if not isinstance(mass, jax.core.Tracer):
         values = np.asarray(mass)
-        if not ((values >= 0).all() and abs(values.sum() - 1) < 1e-3):
+        if not ((values >= 0).all() and abs(values.sum() - 1) < 0.01):
             raise ValueError(f"mass: expected numbers of at least 0 whose sum is 1, got a sum of {values.sum():.4g}")
     found = jnp.maximum(histogram(samples, mass.shape[0], half_width), 0.5 / len(samples))
     return jnp.sum(jax.scipy.special.rel_entr(mass, found))
