@@ -16,6 +16,7 @@ __all__ = [
     "check_finite",
     "check_source",
     "check_times",
+    "on_host",
 ]
 
 
@@ -74,11 +75,21 @@ def check_finite(name: str, points) -> None:
     """Raises ValueError where some of the points [num, dim] are not finite."""
     if isinstance(points, Tracer):
         return
+    xp = np if on_host(points) else jnp
     with jax.ensure_compile_time_eval():  # inside a traced function too
-        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(points)).all(-1)))
+        bad = int(xp.sum(~xp.isfinite(xp.asarray(points)).all(-1)))
     if bad:
         whole = "the point is" if jnp.ndim(points) == 1 else f"{bad} of {len(points)} points are"
         raise ValueError(f"{name}: {whole} not finite")
+
+
+def on_host(array) -> bool:
+    """Whether NumPy can read an array where it lies: it is no tracer, and in the memory of this host."""
+    if isinstance(array, Tracer):
+        return False
+    return not isinstance(array, jax.Array) or (
+        array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
+    )
 
 
 def check_times(*, before_end: bool = False, **times) -> None:

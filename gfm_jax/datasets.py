@@ -1,5 +1,6 @@
 """Data by name, as NumPy arrays: images that are on this machine or can be had, and toy laws in the plane."""
 
+import functools
 import gzip
 import json
 import os
@@ -64,14 +65,20 @@ def load(name: str, split: str = "train", root: str | os.PathLike | None = None)
 
 
 def _digits(split):
+    images, labels = _all_digits()
+    part = slice(None, 1437) if split == "train" else slice(1437, None)
+    return images[part].copy(), labels[part].copy()
+
+
+@functools.cache
+def _all_digits():
+    """Of both splits, read once: scikit-learn parses them from text."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DatasetNotAvailable("'digits' comes with scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
-    images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    part = slice(None, 1437) if split == "train" else slice(1437, None)
-    return images[part], np.asarray(labels, np.int32)[part]
+    return np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1), np.asarray(labels, np.int32)
 
 
 # --- layouts on disk: each reader returns None where its files are not there ------------------------------------------

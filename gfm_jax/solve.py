@@ -51,13 +51,16 @@ def solve_flow(
       x(t_1), and `{"finite": ...}`: a solve that diverged is a value, not an exception.
 
     Raises:
-      ValueError: for a number of steps that is no integer above 0, or, as the velocity raises it, for a known time at which the
-        solver has to look and the velocity is not defined.
+      ValueError: for a number of steps that is no integer above 0, a time that is not finite, a velocity of another shape than
+        x_0, or, as the velocity raises it, for a known time at which the solver has to look and the velocity is not defined.
     """
     import diffrax  # on first use: it takes half a second
 
     num_steps = check_count("num_steps", num_steps)
     solver = diffrax.Midpoint() if solver is None else solver
+    if isinstance(solver, type):
+        raise ValueError(f"solver: expected one made, diffrax.{solver.__name__}(), got the class {solver.__name__}")
+    _check_ends(t_0=t_0, t_1=t_1)
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
     _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
@@ -91,12 +94,21 @@ def solve_flow(
     return x_1, {"finite": finite}
 
 
+def _check_ends(**times):
+    for name, t in times.items():
+        if not isinstance(t, jax.core.Tracer) and not (np.ndim(t) == 0 and np.isfinite(t)):
+            raise ValueError(f"{name}: expected a finite time, got {t}")
+
+
 def _open(field, clock, x):
     """A field as `(t, x, closed_over) -> dx/dt`, and the arrays that it closes over.
 
     diffrax keeps functions in caches: one that closed over traced arrays would leak them.
     """
     program, like = jax.make_jaxpr(field, return_shape=True)(jax.ShapeDtypeStruct((), clock), x)
+    found, expected = (jax.tree.map(jnp.shape, tree) for tree in (like, x))
+    if found != expected:
+        raise ValueError(f"velocity: expected dx/dt of the shape of x_0, {expected}, got {found}")
     jaxpr, structure = program.jaxpr, jax.tree.structure(like)
 
     def opened(t, x, closed_over):

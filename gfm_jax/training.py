@@ -69,8 +69,8 @@ def fit(
     Args:
       key: randomness of the batches and of the loss.
       loss: `(params, key, batch) -> (scalar, info)`, info a pytree of scalars.
-      params: where to start: arrays of floating or complex numbers; for `optax.lookahead` its `LookaheadParams`, of whose fast
-        ones the loss is.
+      params: where to start: arrays of floats, a complex one as two; for `optax.lookahead` its `LookaheadParams`, of whose
+        fast ones the loss is.
       data: arrays that `sample` draws from, each with at least one row.
       sample: `(key, data) -> batch`, a pytree led by the examples.
       optimizer: any optax transformation. Its `update` is given the arguments it asks for among `value`, `grad`, `value_fn`,
@@ -151,7 +151,7 @@ def _start(optimizer, params):
 
 
 def _wide(leaf):
-    """Real and complex numbers in float32 at least, in which sums and averages do not stand still."""
+    """Floats in float32 at least, in which sums and averages do not stand still."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
@@ -184,26 +184,29 @@ def _take_steps(static, key, state, data, start, length):
             raise ValueError(f"loss: expected (scalar, info) from loss(params, key, batch), got shapes {shapes}")
         return found
 
-    def value_and_gradient(params, k):
+    def draw(k):
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
         batch = sample(key_batch, data)
-        if mesh is not None:
-            batch = _over_devices(batch, mesh)
-        of_batch = lambda params: scalar_loss(params, key_loss, batch)
-        return jax.value_and_grad(of_batch, has_aux=True)(_fast(params)), of_batch
+        return key_loss, batch if mesh is None else _over_devices(batch, mesh)
+
+    @jax.jit  # traced once, for the shapes of what it says and for the loop
+    def value_and_gradient(params, key_loss, batch):
+        return jax.value_and_grad(scalar_loss, has_aux=True)(params, key_loss, batch)
 
     def step(i, carry):
         (params, opt_state, averaged), said = carry
         k = start + i
-        (value, gradient), of_batch = value_and_gradient(params, k)
+        drawn = draw(k)
+        value, gradient = value_and_gradient(_fast(params), *drawn)
         says = value, optax.tree.norm(jax.tree.map(_wide, gradient))
+        of_batch = lambda params: scalar_loss(params, *drawn)
         updates, opt_state = update(gradient, opt_state, params, value[0], of_batch)
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(average, (1 + k) / (10 + k))
         averaged = optax.incremental_update(jax.tree.map(_wide, params), averaged, 1 - decay)
         return (params, opt_state, averaged), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
 
-    value, gradient = jax.eval_shape(lambda params, k: value_and_gradient(params, k)[0], state[0], start)
+    value, gradient = jax.eval_shape(lambda params, k: value_and_gradient(_fast(params), *draw(k)), state[0], start)
     says = value, jax.eval_shape(lambda gradient: optax.tree.norm(jax.tree.map(_wide, gradient)), gradient)
     nothing = jax.tree.map(
         lambda one: jnp.zeros((chunk, *one.shape), one.dtype), says
@@ -273,11 +276,9 @@ def _check(average, params, data, optimizer, loss, sample):
     if not jax.tree.leaves(params):
         raise ValueError("params: expected a pytree with at least one array, got one without leaves")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
             where = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"params: expected floating or complex numbers, which a gradient moves, got {dtype} at {where}"
-            )
+            raise ValueError(f"params: expected floats, which a gradient moves, got {dtype} at {where}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if jnp.shape(leaf)[:1] == (0,):
             where = jax.tree_util.keystr(path)

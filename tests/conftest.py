@@ -14,7 +14,7 @@ if jax.__version_info__ < (0, 11):  # before a backend starts
 # A second run of the suite finds its programs compiled.
 _cache = pathlib.Path(tempfile.gettempdir()) / f"gfm_jax_tests_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(_cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 2)  # before any array: the tests of sharding want two
 
 import jaxtyping  # noqa: E402

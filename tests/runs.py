@@ -1,4 +1,4 @@
-"""Small tasks and runs that several tests share."""
+"""Small tasks and runs that several tests share: in numpy, whose slices compile nothing."""
 
 import functools
 
@@ -30,7 +30,7 @@ def small_task(widths=(4, 3), num=48):
 def small_runs(optimizer=optax.adam, widths=(4, 3), num_runs=6, num_steps=60, num_saves=20):
     keys = jax.random.split(jax.random.key(1), num_runs)
     rates = np.geomspace(0.003, 0.03, num_runs)[:, None] * np.ones(num_steps)
-    return record_many(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves))
+    return jax.device_get(record_many(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves)))
 
 
 @functools.cache
@@ -39,12 +39,33 @@ def falling_runs(widths=(4, 3), num_runs=4, num_steps=60, num_saves=20):
     keys = jax.random.split(jax.random.key(2), num_runs)
     rates = np.geomspace(0.03, 0.3, num_runs)[:, None] * np.linspace(1, 0, num_steps)
     momentum = functools.partial(optax.sgd, momentum=0.9)
-    return record_many(keys, small_task(widths), momentum, rates, save_steps(num_steps, num_saves))
+    return jax.device_get(record_many(keys, small_task(widths), momentum, rates, save_steps(num_steps, num_saves)))
 
 
 def run_of(weights, *, step=None, rate=0.1, **parts):
     """A trajectory from saved weights [saves, dim] alone."""
-    weights = jnp.asarray(weights)
-    step = jnp.arange(len(weights)) if step is None else jnp.asarray(step)
-    layout = layout_of({"w": jnp.zeros(weights.shape[-1])})
+    weights = np.asarray(weights)
+    weights = weights.astype(jax.dtypes.canonicalize_dtype(weights.dtype))
+    step = np.arange(len(weights)) if step is None else np.asarray(step)
+    layout = layout_of({"w": np.zeros(weights.shape[-1])})
     return Trajectory(step=step, time=rate * step.astype(weights.dtype), weights=weights, layout=layout, **parts)
+
+
+def batch_of(runs):
+    """Several runs as a batch."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+
+
+def put(array, index, value):
+    """A copy of an array with another value at an index."""
+    array = np.array(array)
+    array[index] = value
+    return array
+
+
+def jittered(tree, size, seed=0):
+    """Arrays with Gaussian noise on them, so that none is zero."""
+    noise = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + size * noise.normal(size=leaf.shape).astype(leaf.dtype), jax.device_get(tree)
+    )

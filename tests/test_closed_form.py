@@ -31,7 +31,7 @@ def test_chunks_are_the_formula(key, t, chunk):
     data = jax.random.normal(key, (101, 3))
     x = t * data[5] + (1 - t) * jnp.array([0.3, -1.0, 0.2])
     expected, size = as_written(data, t, x)
-    velocity = closed_form_velocity(data, chunk=chunk)(jnp.float32(t), x)
+    velocity = jax.jit(closed_form_velocity(data, chunk=chunk))(jnp.float32(t), x)
     np.testing.assert_allclose(velocity, expected, rtol=2e-4, atol=2e-4 / (1 - t) / 10)
     assert float(posterior(data, jnp.float32(t), x, chunk=chunk).effective_size) == pytest.approx(size, rel=1e-3)
 
@@ -223,7 +223,7 @@ def draw_paths(key, t, x_t=None, num=20_000, num_companions=8, **choices):
 
 def test_all_companions_give_the_exact_field(key):
     path, companions = draw_paths(key, 0.6, num=16, num_companions=40, companions="per_sample")
-    exact = jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    exact = jax.jit(jax.vmap(closed_form_velocity(DATA)))(path.t, path.x_t)
     np.testing.assert_allclose(empirical_path(path, companions).dx_t, exact, rtol=1e-4, atol=1e-4)
 
 
@@ -234,7 +234,7 @@ def test_one_companion_is_conditional_flow_matching(key):
 
 def in_standard_errors(path, target):
     """How far E[target - u* | .] is from zero, in standard errors: the largest over moments that see a bias anywhere."""
-    error = target - jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    error = target - jax.jit(jax.vmap(closed_form_velocity(DATA)))(path.t, path.x_t)
     tests = jnp.stack([jnp.ones_like(error), path.x_t, jnp.sign(path.x_t), path.x_t[:, ::-1] * error.shape[1]])
     products = tests * error
     return float(jnp.abs(products.mean(1) / (products.std(1) / np.sqrt(len(error)))).max())
@@ -247,7 +247,7 @@ def test_proposition_2(key, choices):
     path, points = draw_paths(key, 0.5, companions=companions, replacement=replacement)
     target = empirical_path(path, points).dx_t
     assert in_standard_errors(path, target) < 4
-    exact = jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t)
+    exact = jax.jit(jax.vmap(closed_form_velocity(DATA)))(path.t, path.x_t)
     assert float(((target - exact) ** 2).mean()) < 0.7 * float(((path.dx_t - exact) ** 2).mean())
     assert in_standard_errors(path, empirical_path(path, points[:, 1:]).dx_t) > 10
 
@@ -270,7 +270,7 @@ def test_a_shared_set_is_unbiased(key):
         path, points = draw_paths(key, 0.5, num=4, num_companions=12, companions="shared")
         return path, empirical_path(path, points).dx_t
 
-    path, target = jax.vmap(batch)(jax.random.split(key, 8000))
+    path, target = jax.jit(jax.vmap(batch))(jax.random.split(key, 8000))
     path, target = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (path, target))
     first = jax.tree.map(lambda leaf: leaf[::4], (path, target))  # of one batch the errors are not independent
     assert in_standard_errors(*first) < 4
@@ -357,5 +357,5 @@ def test_the_closed_form_inside_shard_map():
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("d")
     each = lambda x: jax.vmap(lambda x: closed_form_velocity(DATA, chunk=7)(0.3, x))(x)
-    found = jax.shard_map(each, mesh=mesh, in_specs=split, out_specs=split)(DATA[:4])
-    np.testing.assert_allclose(found, each(DATA[:4]), rtol=1e-6)
+    found = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=split, out_specs=split))(DATA[:4])
+    np.testing.assert_allclose(found, jax.jit(each)(DATA[:4]), rtol=1e-6)

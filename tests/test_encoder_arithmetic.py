@@ -42,8 +42,8 @@ ENCODERS = {
 
 def round_trip(encoder, key, weights):
     params = encoder.fit(key, weights)
-    codes = jax.vmap(functools.partial(encoder.encode, params))(weights)
-    return codes, jax.vmap(functools.partial(encoder.decode, params))(codes)
+    codes = jax.jit(jax.vmap(functools.partial(encoder.encode, params)))(weights)
+    return codes, jax.jit(jax.vmap(functools.partial(encoder.decode, params)))(codes)
 
 
 @pytest.mark.usefixtures("unchecked")

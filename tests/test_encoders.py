@@ -128,6 +128,16 @@ def test_autoencoder_is_kept_in_a_folder(family, key, tmp_path):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("make", [standardized, lambda: pca(3)])
+def test_codes_of_another_size_are_refused(make, key):
+    """(wrong before 0.2): one number was taken for all."""
+    encoder = make()
+    params = encoder.fit(key, jax.random.normal(key, (8, DIM)))
+    with pytest.raises(ValueError, match=r"codes: expected \d+ of a network, as in the fit, got shape \(1,\)"):
+        encoder.decode(params, jnp.ones(1))
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "weights", "message"),
     [

@@ -176,6 +176,19 @@ def test_what_a_solve_starts_from():
             solve_flow(growth, jnp.ones(1), num_steps=number)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_solved_is_refused():
+    """(wrong before 0.2): numbers came back."""
+    growth = lambda t, x: x
+    for times in ({"t_1": np.nan}, {"t_0": np.inf}, {"t_1": np.ones(2)}):
+        with pytest.raises(ValueError, match=f"{next(iter(times))}: expected a finite time"):
+            solve_flow(growth, jnp.ones(2), **times)
+    with pytest.raises(ValueError, match=r"velocity: expected dx/dt of the shape of x_0, \(2,\), got \(\)"):
+        solve_flow(lambda t, x: x[0], jnp.ones(2))
+    with pytest.raises(ValueError, match=r"solver: expected one made, diffrax\.Heun\(\), got the class"):
+        solve_flow(growth, jnp.ones(2), solver=diffrax.Heun)
+
+
 def test_nothing_that_is_traced_stays_behind():
     """What a velocity closes over is an argument of the solve (wrong before 0.2)."""
     follow = jax.jit(lambda rate, x: solve_flow(lambda t, x: rate * x, x, num_steps=8)[0])

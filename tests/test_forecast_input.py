@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import run_of, small_runs
+from runs import batch_of, put, run_of, small_runs
 
 from gfm_jax.base import Horizon, Layout
 from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
@@ -82,8 +82,8 @@ def test_pairs_of_a_run_at_rest_have_no_weight(key):
     """(wrong before 0.2)"""
     rest = np.ones((4, 9, 3), np.float32)
     moves = rest * np.arange(9)[:, None]
-    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(np.stack([*rest, *moves]))
-    pairs = draw_pairs(key, cut(runs._replace(layout=Layout(("w",), ((3,),))), (0.5,)), 64, 1.0, 1.0)
+    runs = batch_of(run_of(w) for w in (*rest, *moves))
+    pairs = draw_pairs(key, cut(runs, (0.5,)), 64, 1.0, 1.0)
     resting = np.asarray(pairs.place[0]) < 4
     np.testing.assert_array_equal(pairs.weight[resting], 0)
     np.testing.assert_allclose(pairs.weight[~resting] * pairs.x_t[~resting] ** 2, 1, rtol=1e-5)
@@ -167,17 +167,19 @@ def test_how_far_the_optimizer_would_carry_is_told_in_time_and_log_slopes_too():
 # --- values that cannot mean anything -----------------------------------------------------------------------------------
 
 BAD_PREFIXES = {
-    "weights": (lambda run: {"weights": run.weights.at[2, 1].set(jnp.inf)}, "prefix.weights: expected finite weights"),
+    "weights": (lambda run: {"weights": put(run.weights, (2, 1), jnp.inf)}, "prefix.weights: expected finite weights"),
     "huge": (lambda run: {"weights": 1e20 * run.weights}, "prefix.weights: expected the largest between 1e-08 and 1e"),
     "tiny": (lambda run: {"weights": 1e-20 * run.weights}, "prefix.weights: expected the largest between"),
-    "loss": (lambda run: {"loss": run.loss.at[1].set(jnp.nan)}, "prefix.loss: expected finite numbers"),
-    "gradient": (lambda run: {"gradient": run.gradient.at[1, 3].set(jnp.nan)}, "prefix: expected finite numbers in 'gradient'"),
-    "slot": (lambda run: {"state": run.state | {"nu": run.state["nu"].at[1].set(jnp.inf)}}, "finite numbers in 'nu'"),
-    "rate": (lambda run: {"learning_rate": run.learning_rate.at[0].set(-1.0)}, "learning_rate: expected numbers from 0"),
-    "steps": (lambda run: {"step": run.step.at[3].set(0)}, "prefix.step: expected numbers from 0 on, each larger"),
-    "time": (lambda run: {"time": run.time.at[3].set(0.0)}, "prefix.time: expected finite times from 0 on that never fall"),
+    "loss": (lambda run: {"loss": put(run.loss, 1, jnp.nan)}, "prefix.loss: expected finite numbers"),
+    "gradient": (lambda run: {"gradient": put(run.gradient, (1, 3), jnp.nan)}, "prefix: expected finite numbers in 'gradient'"),
+    "slot": (lambda run: {"state": run.state | {"nu": put(run.state["nu"], 1, jnp.inf)}}, "finite numbers in 'nu'"),
+    "rate": (lambda run: {"learning_rate": put(run.learning_rate, 0, -1.0)}, "learning_rate: expected numbers from 0"),
+    "steps": (lambda run: {"step": put(run.step, 3, 0)}, "prefix.step: expected numbers from 0 on, each larger"),
+    "time": (lambda run: {"time": put(run.time, 3, 0.0)}, "prefix.time: expected finite times from 0 on that never fall"),
     "shape": (lambda run: {"loss": run.loss[:-1]}, r"prefix.loss: expected shape \(11,\), as the weights have it, got \(10,\)"),
     "state": (lambda run: {"state": (1, 2)}, "prefix.state: expected a dict"),
+    "masked": (lambda run: {"weights": np.ma.masked_array(run.weights, run.weights > 0)}, "got a masked array"),
+    "ragged": (lambda run: {"weights": [[1.0, 2.0], [3.0]]}, "prefix.weights: .* got rows of different lengths"),
     "complex": (lambda run: {"weights": run.weights + 1j}, "prefix.weights: expected real numbers, got complex64"),
 }  # fmt: skip
 
@@ -194,13 +196,10 @@ def test_a_bad_prefix_is_refused_alone_and_in_a_batch(name):
     for ask in (forecaster, baselines.persistence(), nowcast.wnn()):
         with pytest.raises(ValueError, match=message):
             ask.forecast(params if ask is forecaster else (), bad, horizon)
-    if name not in (
-        "shape",
-        "state",
-        "complex",
-    ):  # in a batch it is named; in a trace it is NaN, and the others are not
+    # In a batch the bad run is named; in a trace its forecast is NaN, and the others are not.
+    if name not in ("shape", "state", "complex", "masked", "ragged"):
         batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), prefix, bad)
-        both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), horizon)
+        both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), horizon)
         with pytest.raises(ValueError, match=f"{message}.*runs of the batch: 1$"):
             forecaster.forecast(params, batch, both)
         mapped = jax.vmap(lambda prefix, end: baselines.persistence().forecast((), prefix, end).weights)(batch, both)
@@ -317,7 +316,7 @@ def test_a_fit_leaves_out_runs_that_diverged_and_names_them(name):
 def test_calibration_leaves_out_what_diverged_too():
     """(wrong before 0.2)"""
     runs = small_runs()
-    bad = runs._replace(weights=runs.weights.at[2, -1].set(jnp.nan))
+    bad = runs._replace(weights=put(runs.weights, (2, -1), jnp.nan))
     forecaster = gradient_flow_matching(**FIELD)
     with pytest.warns(UserWarning, match=r"calibration\[0\]: 1 of 6"):
         params = forecaster.fit(jax.random.key(0), runs, calibration=bad)
@@ -382,11 +381,9 @@ def test_parameters_of_another_field_are_refused():
 
 def test_saves_at_other_fractions_are_no_batch():
     """(wrong before 0.2)"""
-    runs = jax.vmap(lambda step: run_of(np.ones((9, 3)), step=step)._replace(layout=None))(
-        np.stack([np.arange(9), np.arange(9) ** 2])
-    )
+    runs = batch_of(run_of(np.ones((9, 3)), step=step) for step in (np.arange(9), np.arange(9) ** 2))
     with pytest.raises(ValueError, match="runs: expected saves at like fractions of all runs of a batch, got run 1"):
-        cut(runs._replace(layout=Layout(("w",), ((3,),))), (0.5,))
+        cut(runs, (0.5,))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import run_of, small_runs
+from runs import batch_of, put, run_of, small_runs
 
 from gfm_jax.base import Forecaster
 from gfm_jax.fields import init_field
@@ -62,20 +62,13 @@ def test_contract(name, run):
     forecast = forecaster.forecast(params, prefix, horizon)
     assert forecast.weights.shape == run.weights.shape[-1:]
     assert bool(jnp.isfinite(forecast.weights).all())
-    # the same under jit and vmap
-    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (prefix, horizon))
-    mapped = jax.jit(jax.vmap(functools.partial(forecaster.forecast, params)))(*batch)
-    np.testing.assert_allclose(mapped.weights[1], forecast.weights, rtol=2e-3, atol=2e-4)
-    # weights alone are enough
-    bare = prefix._replace(mean_weights=None, gradient=None, state=None, learning_rate=None, loss=None)
-    assert bool(jnp.isfinite(forecaster.forecast(params, bare, horizon).weights).all())
-    # bad input
+    # bad input; under jit and vmap, and of weights alone: test_drawn_runs.py
     with pytest.raises(ValueError, match="one snapshot"):
         forecaster.forecast(params, prefix_of(run, 0), horizon)
     with pytest.raises(ValueError, match="horizon"):
         forecaster.forecast(params, prefix, horizon_at(run, 10))
     with pytest.raises(ValueError, match="finite"):
-        forecaster.forecast(params, prefix._replace(weights=prefix.weights.at[0, 0].set(jnp.inf)), horizon)
+        forecaster.forecast(params, prefix._replace(weights=put(prefix.weights, (0, 0), jnp.inf)), horizon)
 
 
 @pytest.mark.parametrize("name", FORECASTERS)
@@ -154,7 +147,7 @@ def test_lfd2_finds_the_map():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(8, 21, 30)).astype(np.float32)
     weights[:, -1] = weights[:, 10] + 0.4 * (weights[:, 10] - weights[:, 0]) - 0.2 * weights[:, 10]
-    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(weights)._replace(layout=run_of(weights[0]).layout)
+    runs = batch_of(map(run_of, weights))
     params = baselines.lfd2((0.5,), every=1).fit(jax.random.key(0), [runs])
     np.testing.assert_allclose(params[0], [0.4, -0.2], atol=0.02)
 
@@ -174,13 +167,12 @@ def test_jumps_are_learned_from_velocities():
     rng = np.random.default_rng(0)
     time = 0.1 * np.maximum(np.arange(41.0), 1)[:, None]
     weights = rng.normal(size=(64, 1, 20)) + rng.normal(size=(64, 1, 20)) * np.log(time)
-    runs = jax.vmap(lambda w: run_of(w)._replace(layout=None))(weights.astype(np.float32))
-    runs = runs._replace(layout=run_of(weights[0].astype(np.float32)).layout)
+    runs = batch_of(map(run_of, weights.astype(np.float32)))
     seen, unseen = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(0, 48), slice(48, 64)))
     forecaster = gradient_flow_matching("self_distilled", num_steps=800, batch_size=1024, widths=(32,), withheld=())
     params = forecaster.fit(jax.random.key(0), [seen])
-    forecast = jax.vmap(lambda prefix, end: forecaster.forecast(params, prefix, end).weights)
-    error = forecast(prefix_of(unseen, 8), horizon_at(unseen, -1)) - unseen.weights[:, -1]
+    forecast = forecaster.forecast(params, prefix_of(unseen, 8), horizon_at(unseen, -1)).weights
+    error = forecast - unseen.weights[:, -1]
     moved = unseen.weights[:, 8] - unseen.weights[:, -1]
     assert float((error**2).sum() / (moved**2).sum()) < 0.02
 
@@ -196,7 +188,7 @@ def test_lagrangian_residual_of_a_known_field(pull, push):
     field.network["params"]["output"]["bias"] = bias.at[0].set(pull).at[-2].set(push)
     slope = jax.tree.map(jnp.ones_like, step.t)
     step = step._replace(x_s=jnp.full_like(step.x_s, 2.0))
-    residual = jax.vmap(functools.partial(lagrangian_residual, recipe, field))(step, slope)
+    residual = jax.jit(jax.vmap(functools.partial(lagrangian_residual, recipe, field)))(step, slope)
     elapsed = step.now.time / step.s.time - step.now.time / step.t.time  # t - s in the flow's clock
     np.testing.assert_allclose(residual, -(pull**2) * elapsed * 2.0 * step.now.time / step.t.time, rtol=1e-4, atol=1e-6)
 

@@ -37,14 +37,14 @@ def order(make, gradient, start, end, time, numbers=(160, 320, 640)):
 @pytest.fixture
 def flow(x64):
     """A perceptron of 41 weights, its gradient, where it starts, and where its gradient flow is at time 4."""
+    return perceptron()
+
+
+@functools.cache
+def perceptron():
     problem = regress(jax.random.key(0))
     assert optax.tree.size(problem.start) == 41
-    return (
-        problem.gradient,
-        problem.start,
-        exact_flow(descent(problem.gradient), problem.start, 4.0),
-        4.0,
-    )
+    return problem.gradient, problem.start, exact_flow(descent(problem.gradient), problem.start, 4.0), 4.0
 
 
 @every_scheme
@@ -122,9 +122,10 @@ def test_order_two_survives_a_schedule_before_the_learning_rate_only():
 
 def largest_stable(make, low, high, num=4000):
     """The largest rate at which a mode of curvature 1 dies out, by bisection on runs."""
+    end_of = jax.jit(lambda rate: follow(make, lambda w: w, jnp.ones(1), rate, num))
     for _ in range(12):
         middle = (low + high) / 2
-        end = follow(make, lambda w: w, jnp.ones(1), middle, num)
+        end = end_of(middle)
         low, high = (middle, high) if bool(jnp.abs(end) < 1) else (low, middle)
     return low
 

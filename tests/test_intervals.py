@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import put
 
 from gfm_jax.base import Trajectory
 from gfm_jax.methods import forecast_windows, gradient_flow_matching
@@ -20,9 +21,9 @@ SAVES, DIM = 21, 64
 def random_walks(key, num_runs, spread=1.0):
     """Weights whose steps are Gaussian: what comes after the prefix is known to be Gaussian around its last save."""
     steps = spread * jax.random.normal(key, (num_runs, SAVES - 1, DIM))
-    weights = jnp.concatenate([jnp.zeros((num_runs, 1, DIM)), jnp.cumsum(steps, 1)], 1)
-    clock = jnp.broadcast_to(jnp.arange(SAVES), (num_runs, SAVES))
-    return Trajectory(clock, 0.1 * clock, weights, layout=layout_of({"w": jnp.zeros(DIM)}))
+    weights = np.concatenate([np.zeros((num_runs, 1, DIM), np.float32), np.cumsum(steps, 1)], 1)
+    clock = np.broadcast_to(np.arange(SAVES), (num_runs, SAVES))
+    return Trajectory(clock, np.float32(0.1) * clock, weights, layout=layout_of({"w": np.zeros(DIM)}))
 
 
 @functools.cache
@@ -88,8 +89,8 @@ def test_a_width_for_every_horizon():
     recipe, params, _ = walker()
     runs = random_walks(jax.random.key(5), 64)
     near = runs._replace(
-        weights=runs.weights.at[:, 17:].set(
-            runs.weights[:, 16:17] + 4 * (runs.weights[:, 17:] - runs.weights[:, 16:17])
+        weights=put(
+            runs.weights, np.s_[:, 17:], runs.weights[:, 16:17] + 4 * (runs.weights[:, 17:] - runs.weights[:, 16:17])
         )
     )
     windows = [cut(runs, (0.5,)), cut(near, (0.8,))]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import run_of, small_runs, small_task
+from runs import batch_of, run_of, small_runs, small_task
 
 from gfm_jax.base import Landscape
 from gfm_jax.methods import gradient_flow_matching
@@ -125,12 +125,12 @@ def test_the_landscape_tells_what_a_prefix_cannot():
     """One-dimensional valleys with random minima: until it is cut, no run has moved in half of its weights."""
 
     def run_towards(minimum):
-        shares = jnp.concatenate([jnp.linspace(0, 0.5, 9), jnp.linspace(0.6, 1, 8)])[:, None]
-        late = jnp.where(jnp.arange(17) < 9, 0.0, shares[:, 0])[:, None]
-        return jnp.concatenate([shares * minimum[:4], late * minimum[4:]], axis=1)
+        shares = np.concatenate([np.linspace(0, 0.5, 9), np.linspace(0.6, 1, 8)])[:, None].astype(np.float32)
+        late = np.where(np.arange(17)[:, None] < 9, np.float32(0), shares)
+        return np.concatenate([shares * minimum[:4], late * minimum[4:]], axis=1)
 
     minima = np.random.default_rng(0).normal(size=(48, 8)).astype(np.float32)
-    runs = jax.vmap(lambda minimum: run_of(run_towards(minimum)))(minima)
+    runs = batch_of(run_of(run_towards(minimum)) for minimum in minima)
     prefixes = prefix_of(runs, 8)
 
     def error(know):

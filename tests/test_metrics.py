@@ -157,6 +157,15 @@ def test_mmd_of_other_numbers_and_a_bandwidth():
     assert float(found) == pytest.approx(k + (2 * k + 1) / 3 - 2 * (3 + 3 * k) / 6, abs=1e-6)
 
 
+def test_distances_have_a_derivative_where_they_are_zero(key):
+    """(wrong before 0.2): NaN."""
+    points = jax.random.normal(key, (6, 3))
+    for distance in (lambda x: sliced_wasserstein(key, x, points), lambda x: nearest_distance(x, points).sum()):
+        np.testing.assert_array_equal(jax.grad(distance)(points), 0)
+    at = lambda x: nearest_distance(x, points)[0]
+    np.testing.assert_allclose(jnp.linalg.norm(jax.grad(at)(points[:1] + 1e-2)), 1, rtol=1e-3)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_metrics_refuse_what_means_nothing(key):
     """(wrong before 0.2)"""

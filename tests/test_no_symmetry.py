@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from runs import jittered
 
 from gfm_jax.encoders import axis_rules, change_of_outputs, find_relabeling, find_symmetry
 
@@ -174,7 +175,7 @@ def test_of_images(name, key):
     """Strided windows of width 1 leave out entries, padding moves them (wrong before 0.2)."""
     network, right = CONVOLUTIONS[name]
     weights = network.init(key, IMAGES)
-    weights = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(key, leaf.shape), weights)
+    weights = jittered(weights, 0.3)
     found = find_symmetry(network.apply, weights, IMAGES, check=False)
     assert find_symmetry(network.apply, weights, IMAGES) == found
     assert right is None or len(found.families) == right

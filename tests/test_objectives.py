@@ -1,10 +1,12 @@
 """Losses of a field by hand: what a gradient may flow through, and what it must not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import small_runs
+from runs import jittered, small_runs
 
 from gfm_jax.fields import init_field
 from gfm_jax.losses import function_space_loss, laplace_nll, relative_huber
@@ -21,20 +23,18 @@ def drawn():
     windows = [cut(small_runs(), (0.3, 0.5))]
     batch = draw_moves(RECIPE, jax.random.key(0), windows)
     field = init_field(jax.random.key(1), "coordinate", RECIPE.widths, batch[0])
-    leaves, treedef = jax.tree.flatten(field.network)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    leaves = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return field._replace(network=treedef.unflatten(leaves)), batch, windows
+    return field._replace(network=jittered(field.network, 0.2)), batch, windows
 
 
 def test_how_large_errors_are_expected_does_not_pull_on_the_forecast(drawn):
     """The gradient of the whole is that of its two parts, the second at errors that are held fixed."""
     field, batch, _ = drawn
     step, target, weight = batch
-    found = jax.grad(lambda f: weight_space(RECIPE).loss(f, None, batch)[0])(field)
-    forecast, _ = displacement(RECIPE, field, step)
-    along = jax.grad(lambda f: relative_huber(displacement(RECIPE, f, step)[0], target, weight))(field)
-    expected_error = jax.grad(lambda f: laplace_nll(displacement(RECIPE, f, step)[1], forecast - target))(field)
+    gradient = lambda function: jax.jit(jax.grad(function))(field)
+    found = gradient(lambda f: weight_space(RECIPE).loss(f, None, batch)[0])
+    forecast, _ = jax.jit(functools.partial(displacement, RECIPE))(field, step)
+    along = gradient(lambda f: relative_huber(displacement(RECIPE, f, step)[0], target, weight))
+    expected_error = gradient(lambda f: laplace_nll(displacement(RECIPE, f, step)[1], forecast - target))
     expected = jax.tree.map(lambda a, b: a + ERROR_SHARE * b, along, expected_error)
     leaves = zip(jax.tree.leaves(found.network), jax.tree.leaves(expected.network), strict=True)
     for a, b in leaves:
@@ -47,7 +47,7 @@ def test_in_function_space_neither_does_it(drawn):
     field, _, windows = drawn
     objective = function_space(RECIPE._replace(weight=0.0), (lambda w: jnp.zeros(()) * w.sum() + 1.0,))
     batch = objective.sample(jax.random.key(3), windows)
-    gradient = jax.grad(lambda f: objective.loss(f, None, batch)[0])(field).network["params"]["output"]
+    gradient = jax.jit(jax.grad(lambda f: objective.loss(f, None, batch)[0]))(field).network["params"]["output"]
     np.testing.assert_allclose(gradient["bias"][:-1], 0, atol=1e-8)  # of the coefficients and the residual
     assert abs(float(gradient["bias"][-1])) > 1e-4
 

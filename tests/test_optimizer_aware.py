@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import small_runs
+from runs import jittered, small_runs
 
 from gfm_jax.fields import Move, init_field, move
 from gfm_jax.trajectories import horizon_at, observe, prefix_of
@@ -32,12 +32,7 @@ def of_every_weight(step):
 def a_field(head, step):
     """Parameters that are not zero anywhere."""
     field = init_field(jax.random.key(0), head, WIDTHS, of_every_weight(step))
-    leaves, treedef = jax.tree.flatten(field.network)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return field._replace(network=treedef.unflatten(leaves))
+    return field._replace(network=jittered(field.network, 0.1))
 
 
 @pytest.mark.parametrize("head", ["coordinate", "tensor"])

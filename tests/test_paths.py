@@ -104,6 +104,8 @@ def test_times(key):
     np.testing.assert_array_equal(np.floor(evenly * 100), np.arange(100))
     logits = np.log(1 / (1 / np.asarray(logit_normal(key, 4000, 0.5, 2.0), float) - 1))
     assert kstest((logits - 0.5) / 2, "norm").pvalue > 0.01
+    with pytest.raises(ValueError, match="std: expected a standard deviation of at least 0"):
+        logit_normal(key, 4, 0.0, -1.0)
     s, t = (np.asarray(part) for part in triangle(key, 4000))
     assert (s <= t).all()
     assert kstest(t, lambda x: x**2).pvalue > 0.01  # the larger of two

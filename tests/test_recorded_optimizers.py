@@ -293,6 +293,18 @@ def test_without_it_a_sentence_says_what_to_do():
         WholeGradient(grad_fn, params)(jnp.ones(2))
 
 
+def test_an_optimizer_with_a_random_key_in_its_state():
+    """(wrong before 0.2): its key was taken for a number."""
+    noisy = lambda lr: optax.noisy_sgd(lr, key=3)
+    run = record(jax.random.key(0), line(), noisy, np.full(4, 0.1), [0, 4])
+    optimizer, params = noisy(0.1), {"w": jnp.zeros(())}
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(run.weights[-1], params["w"][None], rtol=1e-5)
+
+
 # --- what cannot be recorded ---------------------------------------------------------------------------------------------
 
 

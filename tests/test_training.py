@@ -428,7 +428,8 @@ def test_a_batch_that_devices_do_not_divide():
         ({"loss": lambda params, key, batch: params["w"].sum()}, r"loss: expected \(scalar, info\)"),
         ({"loss": lambda params, key, batch: (params["w"], {})}, r"loss: expected \(scalar, info\)"),
         ({"params": {}}, "params: expected a pytree with at least one array"),
-        ({"params": {"n": jnp.arange(3)}}, r"params: expected floating or complex numbers.* got int32 at \['n'\]"),
+        ({"params": {"z": jnp.ones(3, complex)}}, r"params: expected floats.* got complex64 at"),
+        ({"params": {"n": jnp.arange(3)}}, r"params: expected floats.* got int32 at \['n'\]"),
         ({"data": jnp.zeros((0, 3))}, r"data: expected at least one row in every array, got shape \(0, 3\)"),
     ],
 )

@@ -171,10 +171,10 @@ def test_a_sign_of_matrices_has_no_singular_values_but_one():
 @pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
 def test_the_derivative_of_a_sign_of_matrices(shape, key):
     matrices = jax.random.normal(key, (3, *shape))
-    jax.test_util.check_grads(jax.vmap(velocity.matrix_sign), (matrices,), order=1)
+    jax.test_util.check_grads(jax.jit(jax.vmap(velocity.matrix_sign)), (matrices,), order=1)
     signs = jnp.stack([velocity.matrix_sign(matrix) for matrix in matrices])
     np.testing.assert_allclose(jax.vmap(velocity.matrix_sign)(matrices), signs, atol=1e-12)
-    equal = jax.jacobian(velocity.matrix_sign)(jnp.eye(*shape))  # of singular values that are all the same
+    equal = jax.jit(jax.jacobian(velocity.matrix_sign))(jnp.eye(*shape))  # of singular values that are all the same
     assert jnp.isfinite(equal).all()
 
 

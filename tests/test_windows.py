@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import run_of, small_runs
+from runs import put, run_of, small_runs
 
 from gfm_jax.base import Horizon, Layout
 from gfm_jax.trajectories import (
@@ -40,7 +40,7 @@ def test_the_scale_is_the_least_of_three_paces():
 
 def test_nothing_after_the_last_observed_save_is_read():
     run, last = first(small_runs()), 8
-    poison = lambda leaf: leaf.at[last + 1 :].set(jnp.nan) if leaf.ndim and leaf.dtype.kind == "f" else leaf
+    poison = lambda leaf: put(leaf, np.s_[last + 1 :], jnp.nan) if leaf.ndim and leaf.dtype.kind == "f" else leaf
     poisoned = jax.tree.map(poison, run._replace(step=run.step.astype(float)))
     clean, seen = observe(run, last), observe(poisoned, last)
     chex.assert_trees_all_equal(clean, seen)
@@ -258,7 +258,7 @@ def test_bad_prefixes():
     with pytest.raises(ValueError, match="horizon: expected a step beyond"):
         check_forecast(prefix, Horizon(*(jnp.float32(0) for _ in range(3))))
     with pytest.raises(ValueError, match="finite weights"):
-        check_forecast(prefix._replace(weights=prefix.weights.at[2, 1].set(jnp.nan)), final)
+        check_forecast(prefix._replace(weights=put(prefix.weights, (2, 1), jnp.nan)), final)
     with pytest.raises(ValueError, match="no layout"):
         check_forecast(prefix._replace(layout=None), final)
     with pytest.raises(ValueError, match="no layout"):

@@ -57,6 +57,9 @@ class Config:
     """Of the source, where one network is wanted for a context; chosen on validation tasks."""
     num_tuned: int = 12
     """Held-out tasks that the flow itself is tuned to."""
+    flow_tuning_steps: int = 20
+    flow_tuning_rates: tuple[float, ...] = (1e-4, 1e-3)
+    """Of the flow's own tuning; each way's own is the best on validation tasks."""
     copying_steps: int = 10_000
     """Of the recipe that copies."""
     num_generated: int = 400
@@ -92,7 +95,8 @@ PRESETS = {
         preset="smoke", tables=("held_out_tasks",), makers=("retrieval",), num_train=128, num_unseen=32,
         num_held=16, run_steps=60, shots=(5,), num_codes=8, encoder_steps=40, flow_steps=40, meta_steps=20, copies=2,
         num_fits=2, num_samples=2, num_generated=32, tuning_steps=(0, 5), tuning_rates=(1e-2,), most_steps=10,
-        inner_rates=(0.1,), most_scratch_steps=20, num_tuned=2, copying_steps=40, family_train=64, family_held=8,
+        inner_rates=(0.1,), most_scratch_steps=20, num_tuned=2, flow_tuning_steps=8,
+        flow_tuning_rates=(1e-3,), copying_steps=40, family_train=64, family_held=8,
         family_steps=40, family_codes=4, family_fit_steps=20, family_inner_steps=1, family_inner_rates=(0.01,),
         family_tuning_steps=(0, 5),
     ),
@@ -128,7 +132,7 @@ def check(config: Config) -> None:
         raise ValueError(f"num_fits: expected at least 2, for a spread, got {config.num_fits}")
     if not config.shots or min(config.shots) < 1 or list(config.shots) != sorted(set(config.shots)):
         raise ValueError(f"shots: expected rising numbers of at least 1, got {config.shots}")
-    for field in ("tuning_rates", "inner_rates", "family_inner_rates"):
+    for field in ("tuning_rates", "flow_tuning_rates", "inner_rates", "family_inner_rates"):
         if not (rates := getattr(config, field)) or not all(rate > 0 for rate in rates):
             raise ValueError(f"{field}: expected positive learning rates, got {rates}")
     for field in ("run_rate", "temperature"):
@@ -146,5 +150,5 @@ COUNTS = (
     "width", "num_train", "num_unseen", "num_held", "run_steps", "run_batch", "num_features", "num_codes", "encoder_steps",
     "flow_steps", "copies", "num_samples", "num_generated", "most_steps", "meta_steps", "most_scratch_steps", "num_tuned",
     "copying_steps", "family_train", "family_held", "family_steps", "family_shots", "family_codes", "family_fit_steps",
-    "family_inner_steps",
+    "family_inner_steps", "flow_tuning_steps",
 )  # fmt: skip

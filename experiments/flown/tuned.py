@@ -14,10 +14,9 @@ from gfm_jax.methods.flow_tuning import TuningRecipe, tune_by_adjoint_matching, 
 __all__ = ["tuned_flows"]
 
 WAYS = {
-    "through its solver": (tune_through_solver, TuningRecipe(num_steps=20, batch_size=8, solver_steps=4)),
-    "by adjoint matching": (tune_by_adjoint_matching, TuningRecipe(num_steps=20, batch_size=8, solver_steps=20)),
+    "through its solver": (tune_through_solver, TuningRecipe(batch_size=8, solver_steps=4)),
+    "by adjoint matching": (tune_by_adjoint_matching, TuningRecipe(batch_size=8, solver_steps=20)),
 }
-RATES = (1e-4, 1e-3)
 
 
 def tuned_flows(key, config, zoo, codes, generator, params, episodes):
@@ -47,15 +46,21 @@ def tuned_flows(key, config, zoo, codes, generator, params, episodes):
     last = config.tuning_steps[-1]
     rows[f"downstream, {last} steps"] = {"accuracy": float(curve[:, last].mean()), "rate": rate}
     for own, (row, (way, recipe)) in zip(keys, WAYS.items(), strict=True):
+        recipe = recipe._replace(num_steps=config.flow_tuning_steps)
         tempered = warm if way is tune_by_adjoint_matching else config
         if tempered is config:
             recipe = recipe._replace(temperature=config.temperature)
         static = way, recipe, zoo.apply, codes.encoder, generator, config.num_samples, tempered.temperature
         by_split = dict(zip(SPLITS, jax.random.split(own), strict=True))
         tuned = lambda split, rate: judge(split, _tuned(static, by_split[split], params, rate, some[split]))  # noqa: B023
-        best = max(RATES, key=lambda rate: tuned("validation", rate))
+        best = _best(config.flow_tuning_rates, lambda rate: tuned("validation", rate))  # noqa: B023
         rows[row] = {"accuracy": tuned("held_out", best), "rate": best}
     return rows
+
+
+def _best(rates, score):
+    """The rate of the highest score; there is nothing to choose among one."""
+    return rates[0] if len(rates) == 1 else max(rates, key=score)
 
 
 @functools.partial(jax.jit, static_argnums=0)

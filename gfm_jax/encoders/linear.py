@@ -59,7 +59,11 @@ def standardized(by_coordinate: bool = False) -> Encoder:
         check_size(w, at.mean)
         return (w - at.mean) / at.std
 
-    return Encoder(fit, encode, lambda at, z: at.mean + at.std * z)
+    def decode(at, z):
+        check_codes(z, at.mean)
+        return at.mean + at.std * z
+
+    return Encoder(fit, encode, decode)
 
 
 def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
@@ -97,7 +101,11 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
         check_size(w, at.mean)
         return at.directions @ (w - at.mean) / at.std
 
-    return Encoder(fit, encode, lambda at, z: at.mean + (at.std * z) @ at.directions)
+    def decode(at, z):
+        check_codes(z, at.std)
+        return at.mean + (at.std * z) @ at.directions
+
+    return Encoder(fit, encode, decode)
 
 
 def chain(*encoders: Encoder) -> Encoder:
@@ -129,6 +137,12 @@ def check_size(weights: Array, like: Array) -> None:
     """Raises ValueError for the weights of another architecture than those that an encoder was fitted to."""
     if weights.shape != like.shape:
         raise ValueError(f"weights: expected {like.shape[0]} for a network, as in the fit, got shape {weights.shape}")
+
+
+def check_codes(codes: Array, like: Array) -> None:
+    """Raises ValueError for codes that are not as many as an encoder was fitted to."""
+    if codes.shape != like.shape:
+        raise ValueError(f"codes: expected {like.shape[0]} of a network, as in the fit, got shape {codes.shape}")
 
 
 def check_weights(weights, least: int, why: str = "") -> Array:

@@ -22,8 +22,17 @@ def choose(
         worse than these on the held-out data.
 
     Returns:
-      The weights chosen, their index, and the number of forward passes spent: one a candidate.
+      The weights chosen, their index, and the number of forward passes spent: one a candidate. Where no candidate is finite it
+      is the first.
+
+    Raises:
+      ValueError: for no candidates, or a loss that is no scalar.
     """
+    candidates = jnp.asarray(candidates)
+    if candidates.ndim != 2 or not len(candidates):
+        raise ValueError(f"candidates: expected at least one, [candidates, dim], got shape {candidates.shape}")
+    if (shape := jax.eval_shape(loss, candidates[0]).shape) != ():
+        raise ValueError(f"loss: expected a scalar of weights [dim], got shape {shape}")
     losses = jax.vmap(loss)(candidates)
     finite = jnp.isfinite(losses) & jnp.isfinite(candidates).all(axis=1)
     best = jnp.argmin(jnp.where(finite, losses, jnp.finfo(losses.dtype).max))
@@ -33,5 +42,15 @@ def choose(
 def line_search(
     origin: Float[Array, " dim"], forecast: Float[Array, " dim"], shares: tuple[float, ...]
 ) -> Float[Array, "shares dim"]:
-    """Candidates on the way from the last observed weights to a forecast, and beyond it."""
+    """Candidates on the way from the last observed weights to a forecast, and beyond it.
+
+    Args:
+      origin, forecast: weights [dim].
+      shares: of the way, at least one; 0 is the origin, 1 the forecast.
+
+    Raises:
+      ValueError: for no shares.
+    """
+    if not len(shares):
+        raise ValueError("shares: expected at least one, got none")
     return origin[None] + jnp.array(shares)[:, None] * (forecast - origin)[None]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from gfm_jax.checks import as_points, check_count, check_finite
@@ -69,7 +70,7 @@ def _nearest(count, chunk, samples, data):
         # |data - sample|^2 / 2 but for |sample|^2 / 2, about the data's mean and in units of their largest deviation
         rough = half_squares - jnp.matmul(centred, (sample - centre) / scale, precision=jax.lax.Precision.HIGHEST)
         _, near = jax.lax.top_k(-rough, min(candidates, len(data)))
-        distance = scale * jnp.linalg.norm((data[near] - sample[None]) / scale, axis=1)
+        distance = scale * optax.safe_norm((data[near] - sample[None]) / scale, 0.0, axis=1)
         order = jnp.argsort(distance)[:count]
         return distance[order], near[order]
 

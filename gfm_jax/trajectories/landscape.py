@@ -72,7 +72,7 @@ def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
     run = as_run(run)
     if run.weights.ndim != 2:
         raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
-    weights = run.weights[-1].astype(jnp.float32)
+    weights = jnp.asarray(run.weights[-1], jnp.float32)
     shape = jax.eval_shape(loss, weights).shape
     if shape != ():
         raise ValueError(f"loss: expected a scalar from the weights of a run, got an array of shape {shape}")

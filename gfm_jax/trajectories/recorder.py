@@ -285,7 +285,7 @@ def _plan_of(optimizer, weights):
         if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new):
             raise ValueError(f"optimizer: expected {name}, got {_differing(old, new)}")
     dtypes = tuple(
-        jnp.promote_types(a.dtype, b.dtype)
+        a.dtype if a.dtype == b.dtype else jnp.promote_types(a.dtype, b.dtype)  # equal ones may be those of random keys
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new_state), strict=True)
     )
     return _Plan(extra, clock, dtypes, unrecorded_state(state, weights))
@@ -331,7 +331,8 @@ def _warn_of(plan, keep):
 
 def _as_dtypes(state, dtypes):
     leaves, treedef = jax.tree.flatten(state)
-    return treedef.unflatten([jnp.asarray(leaf).astype(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
+    of = lambda leaf, dtype: leaf if leaf.dtype == dtype else leaf.astype(dtype)
+    return treedef.unflatten([of(jnp.asarray(leaf), dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
 
 
 def _nodes_of(state):

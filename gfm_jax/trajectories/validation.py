@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from gfm_jax.base import Horizon, Landscape, Layout, Trajectory
+from gfm_jax.checks import on_host
 
 __all__ = ["as_run", "check_forecast", "good_runs", "is_forecastable", "is_traced", "save_index", "sound_runs"]
 
@@ -99,7 +100,12 @@ def as_run(run: Trajectory, name: str = "run") -> Trajectory:
 
 
 def _array(name, values):
-    array = values if hasattr(values, "dtype") and hasattr(values, "ndim") else np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name}: expected real numbers, got a masked array; fill it, or leave the masked saves out")
+    try:
+        array = values if hasattr(values, "dtype") and hasattr(values, "ndim") else np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name}: expected an array of real numbers, got rows of different lengths") from None
     if array.dtype == object or not (jnp.issubdtype(array.dtype, jnp.floating) or _is_integer(array)):
         raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
     return array
@@ -147,10 +153,6 @@ def _as_horizon(horizon, runs: tuple[int, ...]) -> Horizon:
 
 def _numbers(*trees):
     """NumPy where all arrays lie in the memory of the host, else jax.numpy."""
-    on_host = lambda leaf: (
-        not isinstance(leaf, jax.Array)
-        or (not isinstance(leaf, Tracer) and all(device.platform == "cpu" for device in leaf.devices()))
-    )
     return np if all(map(on_host, jax.tree.leaves(trees))) else jnp
 
 
