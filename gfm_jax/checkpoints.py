@@ -139,7 +139,7 @@ def seconds_of(folder: str | pathlib.Path) -> float:
     Raises:
       ValueError: where the folder holds no checkpoint.
     """
-    if not (seconds := _seconds(pathlib.Path(folder))):
+    if not (seconds := _seconds(pathlib.Path(folder).expanduser())):
         raise ValueError(f"folder: expected a fit with a checkpoint in {folder}, got none")
     return max(seconds.values())
 

@@ -16,6 +16,7 @@ __all__ = [
     "check_finite",
     "check_source",
     "check_times",
+    "is_traced",
     "on_host",
 ]
 
@@ -81,6 +82,11 @@ def check_finite(name: str, points) -> None:
     if bad:
         whole = "the point is" if jnp.ndim(points) == 1 else f"{bad} of {len(points)} points are"
         raise ValueError(f"{name}: {whole} not finite")
+
+
+def is_traced(*trees) -> bool:
+    """Whether a leaf has no value yet: inside `jax.jit`, `jax.vmap` or `jax.grad`."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def on_host(array) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gfm_jax.checks import is_traced
+
 __all__ = ["inside_a_trace", "quick_jit"]
 
 
@@ -48,5 +50,4 @@ _probe = jax.jit(lambda: jnp.zeros(()))  # an array, but a tracer wherever all t
 
 def inside_a_trace(*values: object) -> bool:
     """Whether a call with these values is being traced: one of them is a tracer, or the call stands inside `jax.jit`."""
-    is_traced = lambda leaf: isinstance(leaf, jax.core.Tracer)
-    return is_traced(_probe()) or any(map(is_traced, jax.tree.leaves(values)))
+    return is_traced(_probe(), values)

@@ -66,7 +66,7 @@ def take_folder(folder: str | os.PathLike, argument: str = "folder") -> IO[str]:
     Raises:
       ValueError: naming the folder and the process that has it, where another one does; or another thread of this one.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     path = folder / LOCK
     while True:
         try:

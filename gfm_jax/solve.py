@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from gfm_jax.checks import as_float, check_count, check_finite, check_times
+from gfm_jax.checks import as_float, check_count, check_finite, check_times, is_traced
 
 __all__ = ["log_likelihood", "solve_flow", "solve_flow_map", "solve_hybrid"]
 
@@ -64,7 +64,7 @@ def solve_flow(
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
     _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
-    if not any(isinstance(t, jax.core.Tracer) for t in (t_0, t_1)):
+    if not is_traced(t_0, t_1):
         field_of, start, end = velocity, t_0, t_1
     else:  # diffrax compares times by a callback to the host where it does not know them
         duration = t_1 - t_0

@@ -56,7 +56,7 @@ def fit(
     folder: str | pathlib.Path | None = None,
     save_every: float = 30.0,
     mesh: jax.sharding.Mesh | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> Fitted:
     r"""Minimises a loss over fresh batches.
 
@@ -82,7 +82,7 @@ def fit(
         `fingerprint.json`, which tells the fit's key, data, start, steps, average, loss, sample and optimizer.
       save_every: seconds between two checkpoints, which are left after a chunk; the end is always saved.
       mesh: devices to split each batch over, along its first axis; their number divides that of the batch.
-      progress: a name for the progress bar; None for no bar.
+      progress: a name for the progress bar; True for one without a name of its own, None for no bar.
 
     Returns:
       The averaged and the last parameters, the losses, norms and infos of all steps, and the seconds they took.
@@ -95,6 +95,7 @@ def fit(
       OSError: where the disk is full.
     """
     num_steps, chunk = _count("num_steps", num_steps), _count("chunk", chunk)
+    progress = {True: "fit", False: None}.get(progress, progress)
     _check(average, params, data, optimizer, loss, sample)
     params, data, key = on_auto_mesh((params, data, key))
     identity = {} if folder is None else _identity(key, loss, params, data, sample, optimizer, num_steps, average)
@@ -104,7 +105,7 @@ def fit(
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         state, data, key = place((state, data, key), whole)
     static = (loss, sample, optimizer, average, chunk, mesh)
-    folder = None if folder is None else pathlib.Path(folder)
+    folder = None if folder is None else pathlib.Path(folder).expanduser()
     with contextlib.nullcontext() if folder is None else own(folder, identity):
         start, before, told, says = 0, 0.0, None, None
         if folder is not None and is_begun(folder):

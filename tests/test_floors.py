@@ -24,7 +24,7 @@ FLOORS = {
     "layers": 1.2,
     "first_use": 1.2,
     "parameters": 1.3,
-    "checks": 1.5,
+    "checks": 1.4,
     "pytrees": 1.5,
     "compiling": 1.5,
     "files": 1.5,

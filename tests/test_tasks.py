@@ -10,7 +10,7 @@ import pytest
 from runs import small_task
 
 from gfm_jax.base import Network
-from gfm_jax.networks import CNN
+from gfm_jax.networks import CNN, MLP
 from gfm_jax.networks import cnn as cnn_module
 from gfm_jax.tasks import (
     TaskFamily,
@@ -255,3 +255,13 @@ def test_a_quadratic_of_integers_and_a_logistic_regression_at_zero(key):
     loss, gradient = jax.value_and_grad(task.loss)(jnp.zeros(3), task.data, jnp.zeros(0))
     assert loss == pytest.approx(np.log(2), rel=1e-6)
     np.testing.assert_allclose(gradient, inputs.T @ (0.5 - labels) / 32, rtol=1e-4, atol=1e-6)
+
+
+def test_examples_may_be_lists():
+    """(wrong before 0.2): under strict warnings they were refused."""
+    inputs, labels = small_task().data["train"]
+    module = MLP((4, 3))
+    network = Network(lambda key: module.init(key, jnp.zeros((1, 5))), module.apply)
+    listed = classification(network, {"train": (inputs.tolist(), labels.tolist())}, batch_size=8, num_classes=3)
+    for a, b in zip(listed.data["train"], (inputs, labels), strict=True):
+        np.testing.assert_array_equal(a, b)

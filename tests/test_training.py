@@ -160,6 +160,16 @@ def test_the_same_fit_is_found_in_its_folder(used):
     same_fit(again, found)
 
 
+def test_a_folder_may_lie_in_the_users_home(tmp_path, monkeypatch):
+    """(wrong before 0.2): a folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = in_folder("~/fit", progress=True)  # and a bar without a name
+    assert [path.name for path in tmp_path.iterdir()] == ["fit"]
+    same_fit(in_folder(tmp_path / "fit"), found)
+    assert training.seconds_of("~/fit") == found.seconds
+
+
 def test_folders_of_something_else_are_refused(tmp_path):
     """(wrong before 0.2)"""
     (tmp_path / "notes.txt").write_text("mine")

@@ -10,7 +10,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Interpolant
-from gfm_jax.checks import as_float, as_points, check_count, check_source, check_times
+from gfm_jax.checks import as_float, as_points, check_count, check_source, check_times, is_traced
 from gfm_jax.fields.closed_form import velocity_to
 from gfm_jax.fields.flow_map import velocity_of
 from gfm_jax.paths import linear
@@ -130,7 +130,7 @@ def uniform_on_boxes(
     num_steps = check_count("num_steps", num_steps)
     if lower.shape != upper.shape:
         raise ValueError(f"lower, upper: expected two corners of each box, got shapes {lower.shape} and {upper.shape}")
-    known = not any(isinstance(corner, jax.core.Tracer) for corner in (lower, upper))
+    known = not is_traced(lower, upper)
     if known and not (np.asarray(lower) < np.asarray(upper)).all():
         raise ValueError("lower, upper: expected lower < upper along every axis of every box")
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
+from gfm_jax.checks import is_traced
 from gfm_jax.pytrees import map_rows
-from gfm_jax.trajectories import Windows, check_forecast, is_forecastable, is_traced
+from gfm_jax.trajectories import Windows, check_forecast, is_forecastable
 
 __all__ = ["forecaster_of", "nothing_to_fit"]
 
@@ -62,7 +63,7 @@ def nothing_to_fit(
     *,
     folder: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> tuple[()]:
     """The fit of a forecaster in closed form: it has no parameters, and takes what other fits take."""
     del key, runs, losses, folder, mesh, progress

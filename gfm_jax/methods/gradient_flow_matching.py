@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
-from gfm_jax.checks import check_choices
+from gfm_jax.checks import check_choices, check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.fields import FieldParams, Move, check_widths, init_field
 from gfm_jax.methods.forecaster import forecaster_of
@@ -71,6 +71,8 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not recipe.widths:
         raise ValueError("widths: expected those of at least one hidden layer, got none")
+    for width in recipe.widths:
+        check_count("widths", width)
     if recipe.head not in ("coordinate", "tensor"):
         raise ValueError(f"head: expected 'coordinate' or 'tensor', got {recipe.head!r}")
     _check_numbers(recipe)
@@ -92,6 +94,9 @@ def _check_numbers(recipe):
     for name in ("share_now", "share_final"):
         if not 0 <= getattr(recipe, name) <= 1:
             raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(recipe, name)}")
+    for name in ("peak_rate", "function_rate", "weight_decay", "weight", "tube"):
+        if not getattr(recipe, name) >= 0:
+            raise ValueError(f"{name}: expected at least 0, got {getattr(recipe, name)}")
     if not 0 < recipe.coverage < 1:
         raise ValueError(f"coverage: expected a share in (0, 1), got {recipe.coverage}")
 
@@ -150,7 +155,7 @@ def _fit(
     start: Params | None = None,
     folder=None,
     mesh=None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> Params:
     in_function_space = recipe.objective == "function_space"
     losses = (losses,) if callable(losses) else losses

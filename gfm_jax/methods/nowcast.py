@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Forecast, Forecaster
+from gfm_jax.checks import check_choices, check_count
 from gfm_jax.losses import relative_l1
 from gfm_jax.methods.forecaster import forecaster_of
 from gfm_jax.networks import LSTM, MLP, Transformer
@@ -67,22 +68,22 @@ class Schooling(NamedTuple):
 
 def introspection(**schooling) -> Forecaster:
     """Introspection: one hidden layer on four points of a weight's history."""
-    return _nowcaster(Introspection(), Schooling(**schooling))
+    return _nowcaster(Introspection(), _schooling(schooling))
 
 
 def wnn(**schooling) -> Forecaster:
     """The Weight Nowcaster Network's two streams, on the last five points, fitted to the runs given."""
-    return _nowcaster(TwoStreams(), Schooling(**schooling))
+    return _nowcaster(TwoStreams(), _schooling(schooling))
 
 
 def lstm(**schooling) -> Forecaster:
     """An LSTM over a weight's history, at half as many points as the others see: each costs it more."""
-    return _nowcaster(Sequence(LSTM(width=16)), Schooling(**{"num_points": 8} | schooling))
+    return _nowcaster(Sequence(LSTM(width=16)), _schooling({"num_points": 8} | schooling))
 
 
 def transformer(**schooling) -> Forecaster:
     """A Transformer over a weight's history, at half as many points as the others see: each costs it more."""
-    return _nowcaster(Sequence(Transformer(width=16)), Schooling(**{"num_points": 8} | schooling))
+    return _nowcaster(Sequence(Transformer(width=16)), _schooling({"num_points": 8} | schooling))
 
 
 def past_saves(step: Float[Array, " saves"], last, num_points: int) -> Int[Array, " num_points"]:
@@ -90,6 +91,16 @@ def past_saves(step: Float[Array, " saves"], last, num_points: int) -> Int[Array
     fractions = jnp.arange(1, num_points + 1) / num_points
     nearest = jnp.ceil(jnp.interp(fractions * step[last], step, jnp.arange(len(step))) - 0.5)
     return jnp.minimum(nearest.astype(jnp.int32), last)
+
+
+def _schooling(choices) -> Schooling:
+    check_choices(Schooling, choices)
+    schooling = Schooling(**choices)
+    for name in ("num_points", "num_steps", "batch_size"):
+        check_count(name, getattr(schooling, name))
+    if not schooling.peak_rate > 0:
+        raise ValueError(f"peak_rate: expected a positive number, got {schooling.peak_rate}")
+    return schooling
 
 
 def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:

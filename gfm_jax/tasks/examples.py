@@ -1,9 +1,10 @@
 """Labelled examples: what they must be, and how they reach a network."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from gfm_jax.checks import is_traced
 
 __all__ = ["as_inputs", "check_labelled", "check_logits", "check_splits"]
 
@@ -25,7 +26,9 @@ def check_splits(data: PyTree, num_classes: int) -> None:
         check_labelled(*parts, num_classes, f"data[{split!r}]")
 
 
-def check_labelled(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes: int, name: str) -> None:
+def check_labelled(
+    inputs: Array | np.ndarray | list, labels: Array | np.ndarray | list, num_classes: int, name: str
+) -> None:
     """Raises ValueError for inputs that are not finite numbers, or labels that are no integers in 0..num_classes-1, one a row.
 
     Args:
@@ -34,7 +37,8 @@ def check_labelled(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_c
       num_classes: at least 1.
       name: of the examples, for the message.
     """
-    of_inputs, of_labels = (getattr(part, "dtype", None) or np.asarray(part).dtype for part in (inputs, labels))
+    inputs, labels = (part if hasattr(part, "dtype") else np.asarray(part) for part in (inputs, labels))
+    of_inputs, of_labels = inputs.dtype, labels.dtype
     is_one = lambda dtype, *kinds: any(jnp.issubdtype(dtype, kind) for kind in kinds)
     if not is_one(of_inputs, jnp.floating, jnp.integer, jnp.bool_):
         raise ValueError(f"{name}: expected inputs of real numbers, got dtype {of_inputs}")
@@ -46,7 +50,7 @@ def check_labelled(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_c
         raise ValueError(f"{name}: expected a label for each of {len(inputs)} inputs, got {len(labels)} labels")
     if len(labels) == 0:
         raise ValueError(f"{name}: expected at least one example, got none")
-    if any(isinstance(part, jax.core.Tracer) for part in (inputs, labels)):
+    if is_traced(inputs, labels):
         return  # values are not known
     found = np.asarray(labels)
     if not 0 <= int(found.min()) <= int(found.max()) < num_classes:

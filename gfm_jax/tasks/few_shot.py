@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.base import Network, Task
+from gfm_jax.checks import is_traced
 from gfm_jax.tasks.examples import as_inputs, check_labelled, check_logits, check_splits
 
 __all__ = ["ByClass", "by_class", "class_subsets", "draw_support", "few_shot", "labels_among"]
@@ -37,7 +38,7 @@ def by_class(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes
       ValueError: for inputs that are not finite, labels of another number, no integers or out of range, or a class without
         examples.
     """
-    if any(isinstance(part, jax.core.Tracer) for part in (inputs, labels)):
+    if is_traced(inputs, labels):
         raise ValueError("inputs, labels: expected arrays whose values are known, got tracers: call it outside of jit")
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels):

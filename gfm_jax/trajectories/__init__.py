@@ -6,7 +6,7 @@ from gfm_jax.trajectories.landscape import NUM_KRYLOV, landscape, survey
 from gfm_jax.trajectories.recorder import PARTS, record, record_many, save_steps
 from gfm_jax.trajectories.slots import optimizer_slots, with_slots
 from gfm_jax.trajectories.storage import CorruptRecording, open_recording, record_to_disk, verify
-from gfm_jax.trajectories.validation import as_run, check_forecast, is_forecastable, is_traced, sound_runs
+from gfm_jax.trajectories.validation import as_run, check_forecast, is_forecastable, sound_runs
 from gfm_jax.trajectories.windows import (
     Windows,
     cut,
@@ -35,7 +35,6 @@ __all__ = [
     "from_first_motion",
     "horizon_at",
     "is_forecastable",
-    "is_traced",
     "landscape",
     "line_weights",
     "log_of_loss",

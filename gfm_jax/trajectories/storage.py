@@ -67,7 +67,7 @@ def record_to_disk(
       OSError: naming the folder, where the disk has no space for all runs.
     """
     num_runs, chunk = _count("num_runs", num_runs), _count("chunk", chunk)
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     recipe = _as_json(recipe, num_runs, chunk)
     if folder.exists():
         _same_recipe(folder, _read_manifest(folder), recipe)
@@ -131,7 +131,7 @@ def open_recording(folder: str | os.PathLike) -> Trajectory:
     Raises:
       CorruptRecording: for a folder that is not a recording, is incomplete, or whose files are not what it says.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     manifest = _read_manifest(folder)
     recorded = 0
     for part in manifest["chunks"]:
@@ -168,7 +168,7 @@ def verify(folder: str | os.PathLike) -> None:
     Raises:
       CorruptRecording: naming the first array and chunk of runs that differ.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     open_recording(folder)
     manifest = _read_manifest(folder)
     for name in manifest["arrays"]:

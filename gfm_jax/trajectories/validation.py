@@ -16,9 +16,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from gfm_jax.base import Horizon, Landscape, Layout, Trajectory
-from gfm_jax.checks import on_host
+from gfm_jax.checks import is_traced, on_host
 
-__all__ = ["as_run", "check_forecast", "good_runs", "is_forecastable", "is_traced", "save_index", "sound_runs"]
+__all__ = ["as_run", "check_forecast", "good_runs", "is_forecastable", "save_index", "sound_runs"]
 
 LARGEST, SMALLEST = 1e15, 1e-8  # size of the largest weight: float32 holds its square, and the features resolve it
 MOST_RATE = (
@@ -26,11 +26,6 @@ MOST_RATE = (
 )
 BY_SAVE = ("learning_rate", "loss")  # optional parts [saves], and those [saves, dim]
 BY_WEIGHT = ("mean_weights", "gradient")
-
-
-def is_traced(*trees: Any) -> bool:
-    """Whether a leaf has no value yet: inside `jax.jit`, `jax.vmap` or `jax.grad`."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def save_index(saves: int, index: int, *, name: str = "last", least: int = 0) -> int:
