@@ -5,6 +5,7 @@ trace, where no value is known, is NaN for a prefix or a horizon that would have
 the bad members of a batch: a forecast refuses them, a fit leaves them out, and both name them by their index.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -153,7 +154,7 @@ def _numbers(*trees):
 
 def _sound(xp, run: Trajectory, name: str) -> dict[str, Any]:
     """What has to hold of every run, each a boolean for each run, [*runs]."""
-    finite = lambda array, axes: xp.isfinite(xp.asarray(array, np.float32)).all(axis=axes)
+    finite = functools.partial(_finite, xp)
     step, time = xp.asarray(run.step), xp.asarray(run.time, np.float32)
     size = abs(xp.asarray(run.weights, np.float32)).max(axis=(-2, -1))
     sound = {
@@ -187,6 +188,14 @@ def _sound(xp, run: Trajectory, name: str) -> dict[str, Any]:
             around[0] & around[1] & around[2] & around[3]
         )
     return sound
+
+
+def _finite(xp, array, axes):
+    array = xp.asarray(array, np.float32)
+    if xp is jnp and axes == (-2, -1):  # 0 times what is not finite is NaN: a product reads memory three times as fast
+        array = jnp.matmul(array, jnp.zeros(array.shape[-1]), precision=jax.lax.Precision.HIGHEST)
+        axes = -1
+    return xp.isfinite(array).all(axis=axes)
 
 
 def _ahead(xp, prefix: Trajectory, horizon: Horizon) -> dict[str, Any]:
