@@ -2,8 +2,9 @@
 
 python tests/kill_smokes.py [EXPERIMENT ...] [--kills 10] [--keep DIR]
 
-Not collected by pytest: two straight runs, and a run and a half for every kill. Numbers must be equal, but for those that are
-times; arrays too; and there must be the same figures. A table says what was found; the exit status is 1 where something differed.
+Not collected by pytest: two straight runs, and a run and a half for every kill. Numbers and arrays must be equal, but for
+those that are times, and there must be the same figures. A table says what was found; the exit status is 1 where something
+differed.
 """
 
 import argparse
