@@ -95,8 +95,8 @@ def main() -> int:
             wrong += 1
             continue
         again = place / f"{name}-again"  # its programs are in the cache, as those of the runs that are killed
-        _, seconds, _ = run(name, again)
-        found = differences(name, straight, again)
+        status, seconds, told = run(name, again)
+        found = differences(name, straight, again) if not status else [f"failed: {told}"]
         wrong += bool(found)
         print(f"| {name} | not | {seconds:.1f} s | {'; '.join(found) or 'equal'} |", flush=True)
         for k in range(chosen.kills):
