@@ -185,6 +185,7 @@ def _take_steps(static, key, state, data, start, length):
             raise ValueError(f"loss: expected (scalar, info) from loss(params, key, batch), got shapes {shapes}")
         return found
 
+    @jax.jit  # traced once, as below
     def draw(k):
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
         batch = sample(key_batch, data)

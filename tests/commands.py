@@ -11,7 +11,6 @@ __all__ = ["run_experiment"]
 def run_experiment(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m experiments.NAME ...`, with a cache of its own: the presets' programs are not those of the other tests."""
     environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # unlike other tests: some of these programs run for seconds
         "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "gfm_jax_smoke"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }

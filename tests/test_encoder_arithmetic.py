@@ -40,10 +40,16 @@ ENCODERS = {
 }
 
 
+@functools.cache
+def compiled(encoder):
+    over_rows = lambda function: jax.jit(jax.vmap(function, (None, 0)))
+    return over_rows(encoder.encode), over_rows(encoder.decode)
+
+
 def round_trip(encoder, key, weights):
-    params = encoder.fit(key, weights)
-    codes = jax.jit(jax.vmap(functools.partial(encoder.encode, params)))(weights)
-    return codes, jax.jit(jax.vmap(functools.partial(encoder.decode, params)))(codes)
+    params, (encode, decode) = encoder.fit(key, weights), compiled(encoder)
+    codes = encode(params, weights)
+    return codes, decode(params, codes)
 
 
 @pytest.mark.usefixtures("unchecked")

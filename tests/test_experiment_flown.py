@@ -166,7 +166,7 @@ def test_letters_and_other_domains():
 def test_the_copying_recipe_copies(key):
     """Points that are far apart, and a source of next to no width: samples are the points."""
     points = 3 * jax.random.normal(key, (12, 30))
-    model = copying(12, 1500)
+    model = copying(12, 1000)
     samples = model.generate(key, model.fit(key, points), 50)
     distance, _ = nearest(samples, points, 2)
     assert jnp.median(distance[:, 0] / distance[:, 1]) < 0.2

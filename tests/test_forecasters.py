@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import LAYOUT, draw_runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import batch_of, put, run_of, small_runs
 
 from gfm_jax.base import Forecaster
 from gfm_jax.fields import init_field
 from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
 from gfm_jax.methods.gradient_flow_objectives import draw_moves, lagrangian_residual
+from gfm_jax.methods.gradient_flow_recipe import Recipe
 from gfm_jax.methods.nowcast import past_saves
-from gfm_jax.trajectories import cut, horizon_at, prefix_of
+from gfm_jax.trajectories import cut, horizon_at, observe, prefix_of
 
 SCHOOL = {"num_steps": 20, "batch_size": 64}
 FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
@@ -62,7 +66,7 @@ def test_contract(name, run):
     forecast = forecaster.forecast(params, prefix, horizon)
     assert forecast.weights.shape == run.weights.shape[-1:]
     assert bool(jnp.isfinite(forecast.weights).all())
-    # bad input; under jit and vmap, and of weights alone: test_drawn_runs.py
+    # bad input; under jit and vmap, and of weights alone: test_forecasts_are_finite_and_one
     with pytest.raises(ValueError, match="one snapshot"):
         forecaster.forecast(params, prefix_of(run, 0), horizon)
     with pytest.raises(ValueError, match="horizon"):
@@ -169,7 +173,7 @@ def test_jumps_are_learned_from_velocities():
     weights = rng.normal(size=(64, 1, 20)) + rng.normal(size=(64, 1, 20)) * np.log(time)
     runs = batch_of(map(run_of, weights.astype(np.float32)))
     seen, unseen = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(0, 48), slice(48, 64)))
-    forecaster = gradient_flow_matching("self_distilled", num_steps=800, batch_size=1024, widths=(32,), withheld=())
+    forecaster = gradient_flow_matching("self_distilled", num_steps=400, batch_size=256, widths=(32,), withheld=())
     params = forecaster.fit(jax.random.key(0), [seen])
     forecast = forecaster.forecast(params, prefix_of(unseen, 8), horizon_at(unseen, -1)).weights
     error = forecast - unseen.weights[:, -1]
@@ -195,12 +199,16 @@ def test_lagrangian_residual_of_a_known_field(pull, push):
 
 def test_an_untrained_field_stands_still(run):
     """The last layer starts at zero: persistence."""
-    recipe = {**FIELD, "num_steps": 1, "peak_rate": 0.0}
     for objective in ("flow_map", "velocity", "self_distilled"):
-        forecaster = gradient_flow_matching(objective, **recipe)
-        params = forecaster.fit(jax.random.key(0), [small_runs()])
-        forecast = forecaster.forecast(params, prefix_of(run, 10), horizon_at(run, -1))
+        params = fitted(objective)
+        output = jax.tree.map(np.zeros_like, params.field.network["params"]["output"])
+        network = {"params": params.field.network["params"] | {"output": output}}
+        still = params._replace(field=params.field._replace(network=network))
+        forecast = FORECASTERS[objective].forecast(still, prefix_of(run, 10), horizon_at(run, -1))
         np.testing.assert_allclose(forecast.weights, run.weights[10], atol=1e-6)
+    step = draw_moves(Recipe(widths=(8,)), jax.random.key(0), [cut(small_runs(), (0.3,))])[0]
+    started = init_field(jax.random.key(1), "coordinate", (8,), step).network["params"]["output"]
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(started))
 
 
 def test_without_layout_only_a_fitted_size_is_accepted(run):
@@ -238,3 +246,70 @@ def test_bad_choices(call, match):
 
 def first_run():
     return jax.tree.map(lambda leaf: leaf[0], small_runs())
+
+
+# --- whatever a run looks like: finite, and the same eager, mapped and jitted ------------------------------------------
+
+ALL = ("mean_weights", "gradient", "learning_rate", "loss", "mu", "nu", "trace")
+SHAPES = [(2, ()), (9, ALL)]  # saves, and what was recorded beside the weights
+NUM_RUNS = 32  # of an example: 512 runs through every forecaster
+EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True)
+ALONE = ("exponential", "rank1", "dmd")  # decompositions wait for one another's threads in one program on a CPU
+GROUPS = {name: (name,) for name in ALONE} | {"others": tuple(name for name in FORECASTERS if name not in ALONE)}
+
+
+@functools.cache
+def programs(names):
+    """Two forecasts of a batch by every forecaster: as users call it, and mapped and jitted by hand."""
+    params = {name: fitted(name) for name in names}
+    asked = {name: FORECASTERS[name].forecast for name in names}
+
+    @jax.jit
+    def mapped(prefix, horizon):
+        one = lambda prefix, horizon: {name: asked[name](params[name], prefix, horizon).weights for name in names}
+        return jax.vmap(one)(prefix, horizon)
+
+    eager = lambda prefix, horizon: {name: asked[name](params[name], prefix, horizon).weights for name in names}
+    return eager, mapped
+
+
+@pytest.mark.parametrize(("num_saves", "parts"), SHAPES, ids=["2 saves", "9 saves"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_forecasts_are_finite_and_one(group, num_saves, parts):
+    """The same as users call it and mapped and jitted by hand (wrong before 0.2)."""
+    eager, mapped = programs(GROUPS[group])
+
+    @given(st.integers(0, 2**32 - 1))
+    @EXAMPLES
+    def check(seed):
+        prefix, horizon = draw_runs(np.random.default_rng(seed), NUM_RUNS, num_saves, parts)
+        first, second = eager(prefix, horizon), mapped(prefix, horizon)
+        for name in GROUPS[group]:
+            a, b = np.asarray(first[name]), np.asarray(second[name])
+            assert np.isfinite(a).all(), f"{name}: not finite, runs {np.flatnonzero(~np.isfinite(a).all(1))}"
+            # Relative to how far the run and its forecast move, and to the spacing of float32.
+            origin = prefix.weights[:, -1:]
+            moved = np.abs(prefix.weights - origin).max((1, 2)) + np.abs(a - origin[:, 0]).max(1)
+            off = np.abs(a - b).max(1) / (moved + 1e-3 * np.abs(prefix.weights).max((1, 2)) + 1e-30)
+            assert off.max() < 2e-3, f"{name}: {off.max():.2g} apart, run {off.argmax()}"
+
+    check()
+
+
+@pytest.mark.parametrize("num_saves", [2, 9])
+def test_features_are_finite_and_one(num_saves):
+    """(wrong before 0.2)"""
+    together = jax.jit(jax.vmap(observe))
+
+    @given(st.integers(0, 2**32 - 1))
+    @EXAMPLES
+    def check(seed):
+        prefix, _ = draw_runs(np.random.default_rng(seed), NUM_RUNS, num_saves, ALL)
+        seen = together(prefix)
+        for name, part in seen._asdict().items():
+            assert np.isfinite(part).all(), f"{name}: not finite"
+        one = jax.tree.map(lambda leaf: leaf[3], prefix._replace(layout=None))._replace(layout=LAYOUT)
+        for name, part in observe(one)._asdict().items():
+            np.testing.assert_allclose(getattr(seen, name)[3], part, rtol=2e-3, atol=2e-3, err_msg=name)
+
+    check()

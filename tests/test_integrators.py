@@ -47,6 +47,29 @@ def perceptron():
     return problem.gradient, problem.start, exact_flow(descent(problem.gradient), problem.start, 4.0), 4.0
 
 
+@functools.cache
+def with_momentum(friction):
+    gradient, start, _, time = perceptron()
+    field = lambda x: (x[1], jax.tree.map(lambda g, p: -g - friction * p, gradient(x[0]), x[1]))
+    return gradient, start, exact_flow(field, (start, optax.tree.zeros_like(start)), time)[0], time
+
+
+ADAM = optax.adam(1e-2)
+
+
+@functools.cache
+def under_adam():
+    """The joint field of weights and moments, for as long as 40 updates of Adam."""
+    gradient, start, *_ = perceptron()
+
+    def field(x):
+        moved, state = ADAM.update(gradient(x[0]), x[1], x[0])
+        return moved, jax.tree.map(jnp.subtract, state, x[1])
+
+    as_time = jax.tree.map(lambda leaf: leaf.astype(float), ADAM.init(start))
+    return gradient, start, exact_flow(field, (start, as_time), 40.0)[0], 40.0
+
+
 @every_scheme
 def test_order_of_multistep_methods(name, flow):
     declared = multistep.SCHEMES[name]
@@ -70,38 +93,22 @@ def test_order_of_chebyshev(flow):
 @pytest.mark.parametrize("friction", [0.0, 0.5])
 @pytest.mark.parametrize(("method", "declared"), [(optimizers.leapfrog, 2), (optimizers.symplectic_euler, 1)])
 def test_order_on_the_momentum_equation(method, declared, friction):
-    problem = regress(jax.random.key(0))
-    gradient, start = problem.gradient, problem.start
-    field = lambda x: (x[1], jax.tree.map(lambda g, p: -g - friction * p, gradient(x[0]), x[1]))
-    end, _ = exact_flow(field, (start, optax.tree.zeros_like(start)), 4.0)
     make = functools.partial(method, friction=friction)
-    assert order(make, gradient, start, end, 4.0) == pytest.approx(declared, abs=0.1)
+    assert order(make, *with_momentum(friction)) == pytest.approx(declared, abs=0.1)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("tableau", [EULER, optimizers.HEUN, optimizers.MIDPOINT])
 def test_order_of_adam_as_a_joint_field(tableau):
-    problem = regress(jax.random.key(0))
-    gradient, start = problem.gradient, problem.start
-    adam, time = optax.adam(1e-2), 40.0  # in updates of Adam
-
-    def field(x):
-        moved, state = adam.update(gradient(x[0]), x[1], x[0])
-        return moved, jax.tree.map(jnp.subtract, state, x[1])
-
-    as_time = jax.tree.map(lambda leaf: leaf.astype(float), adam.init(start))
-    end, _ = exact_flow(field, (start, as_time), time)
-    make = lambda step: optimizers.joint_runge_kutta(adam, tableau, step)
-    assert order(make, gradient, start, end, time) == pytest.approx(tableau.order, abs=0.1)
+    make = lambda step: optimizers.joint_runge_kutta(ADAM, tableau, step)
+    assert order(make, *under_adam()) == pytest.approx(tableau.order, abs=0.1)
 
 
 @pytest.mark.usefixtures("x64")
 def test_order_two_survives_a_schedule_before_the_learning_rate_only():
     """Filtered before the rate, order 2; filtered after it, order 1."""
-    problem = regress(jax.random.key(0))
-    gradient, start = problem.gradient, problem.start
-    time, shape = 4.0, lambda x: 1 + 0.9 * jnp.cos(jnp.pi * x)
-    end = exact_flow(descent(gradient), start, time)
+    gradient, start, end, time = perceptron()
+    shape = lambda x: 1 + 0.9 * jnp.cos(jnp.pi * x)
     far = {"before": [], "after": []}
     for num in (320, 640):
         rates = shape(jnp.arange(num) / num)

@@ -28,7 +28,7 @@ def random_walks(key, num_runs, spread=1.0):
 
 @functools.cache
 def walker():
-    forecaster = gradient_flow_matching("flow_map", num_steps=600, batch_size=512, widths=(32,), withheld=())
+    forecaster = gradient_flow_matching("flow_map", num_steps=600, batch_size=256, widths=(32,), withheld=())
     keys = jax.random.split(jax.random.key(0), 3)
     recipe = forecaster.fit.args[0]
     params = forecaster.fit(keys[0], [random_walks(keys[1], 64)])

@@ -17,7 +17,7 @@ from gfm_jax.trajectories import cut
 RECIPE = Recipe(widths=(8,), batch_size=32, function_runs=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def drawn():
     """A field that is zero nowhere, and a batch of moves."""
     windows = [cut(small_runs(), (0.3, 0.5))]

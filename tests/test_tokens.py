@@ -68,7 +68,7 @@ def two_widths():
 
 def test_one_encoder_serves_two_widths(two_widths, key, tmp_path):
     inputs, layouts, outputs, weights = two_widths
-    options = {"widths": (48, 48), "weights": 1.0, "noise": 0.0, "num_steps": 500, "batch_size": 32, "peak_rate": 5e-3}
+    options = {"widths": (48, 48), "weights": 1.0, "noise": 0.0, "num_steps": 300, "batch_size": 32, "peak_rate": 5e-3}
     encoders = token_autoencoder(layouts, 4, outputs, inputs, average=0.99, **options)
     params = encoders[0].fit(key, weights, folder=tmp_path)
     for encoder, own, apply in zip(encoders, weights, outputs, strict=True):

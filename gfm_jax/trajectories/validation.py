@@ -164,9 +164,7 @@ def _sound(xp, run: Trajectory, name: str) -> dict[str, Any]:
         f"{name}.time: expected finite times from 0 on that never fall": (xp.diff(time) >= 0).all(axis=-1)
         & (time[..., 0] >= 0)
         & (time < np.inf).all(axis=-1),
-        f"{name}.weights: expected finite weights, got NaN or infinity: the run has diverged": finite(
-            run.weights, (-2, -1)
-        ),
+        f"{name}.weights: expected finite weights, got NaN or infinity: the run has diverged": xp.isfinite(size),
         f"{name}.weights: expected the largest between {SMALLEST:g} and {LARGEST:g} in size, or all zero": (size == 0)
         | ((size >= SMALLEST) & (size <= LARGEST)),
     }
