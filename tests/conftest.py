@@ -4,8 +4,9 @@ import pathlib
 import tempfile
 
 # Programs here run once, and small: they are compiled without the expensive optimisations and, where the version is known to
-# take the flag, by XLA's older emitters, in half the time. Notebooks and other processes inherit both.
+# take the flag, by XLA's older emitters, in half the time. Other processes inherit all of it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # operations are not told where they were written
 
 import jax
 

@@ -326,15 +326,6 @@ def test_oracles_refuse_the_end():
     assert bool(jnp.isfinite(moved).all())
 
 
-def test_weights_of_the_loss_stay_with_their_squares():
-    """(1 * 1 + 3 * 9 + 0 * 4 + 2 * 25) / 8: each sample's weight times its own squares; the other coordinate is right."""
-    path = interpolate(linear, jnp.float32(0), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
-    velocity = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [5.0, 0.0]])
-    weight = jnp.array([1.0, 3.0, 0.0, 2.0])
-    assert float(flow_matching_loss(velocity, path, weight)) == pytest.approx(78 / 8)
-    assert float(flow_matching_loss(velocity, path, weight[:, None] * jnp.ones(2))) == pytest.approx(78 / 8)
-
-
 def test_under_the_settings_that_find_mistakes():
     """No filler is infinite, and every broadcast is written out (wrong before 0.2)."""
     settings = {"jax_debug_nans": True, "jax_debug_infs": True, "jax_numpy_rank_promotion": "raise"}

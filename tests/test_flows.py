@@ -58,6 +58,15 @@ def test_the_best_linear_field_on_a_quadratic_run():
     assert float(jax.grad(loss)(slope)) == pytest.approx(0, abs=1e-4)
 
 
+def test_weights_of_the_loss_stay_with_their_squares():
+    """(1 * 1 + 3 * 9 + 0 * 4 + 2 * 25) / 8: each sample's weight times its own squares; the other coordinate is right."""
+    path = interpolate(linear, jnp.float32(0), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    velocity = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [5.0, 0.0]])
+    weight = jnp.array([1.0, 3.0, 0.0, 2.0])
+    assert float(flow_matching_loss(velocity, path, weight)) == pytest.approx(78 / 8)
+    assert float(flow_matching_loss(velocity, path, weight[:, None] * jnp.ones(2))) == pytest.approx(78 / 8)
+
+
 def test_past_the_edge_of_stability_no_field_of_the_weights_can_follow():
     """With 1 < a < 2 the iterates w_i = (1 - a)^i cross the minimum at every step and still converge, but the best field
     v = c w moves them far less than they move: continued from w_0 it misses where they are by most of the distance."""
