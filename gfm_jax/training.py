@@ -140,7 +140,7 @@ def fit(
 
 def _start(optimizer, params):
     """Parameters, optimizer state and average, copied, since the loop gives their buffers away."""
-    params = jax.tree.map(jnp.array, params)
+    params = jax.tree.map(_copy, params)
     opt_state = optimizer.init(params)
     looks_ahead = lambda node: isinstance(node, optax.LookaheadState)
     if any(map(looks_ahead, jax.tree.leaves(opt_state, is_leaf=looks_ahead))) and _fast(params) is params:
@@ -148,7 +148,13 @@ def _start(optimizer, params):
             "params: expected optax.LookaheadParams.init_synced(params), which optax.lookahead moves, got "
             f"{type(params).__name__}"
         )
-    return params, jax.tree.map(jnp.array, opt_state), jax.tree.map(lambda leaf: jnp.array(_wide(leaf)), params)
+    return params, jax.tree.map(_copy, opt_state), jax.tree.map(lambda leaf: _copy(_wide(leaf)), params)
+
+
+def _copy(leaf):
+    """In other memory, by no program."""
+    is_array = isinstance(leaf, jax.Array) and not leaf.weak_type
+    return jax.device_put(leaf, may_alias=False) if is_array else jnp.array(leaf)
 
 
 def _wide(leaf):

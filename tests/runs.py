@@ -19,7 +19,7 @@ def small_task(widths=(4, 3), num=48):
     """A classifier of five numbers into three classes."""
     rng = np.random.default_rng(0)
     module = MLP(widths)
-    network = Network(lambda key: module.init(key, jnp.zeros((1, 5))), module.apply)
+    network = Network(jax.jit(lambda key: module.init(key, jnp.zeros((1, 5)))), module.apply)
     inputs = rng.normal(size=(num, 5)).astype(np.float32)
     labels = (inputs @ rng.normal(size=(5, 3))).argmax(1).astype(np.int32)
     data = {"train": (inputs, labels), "validation": (inputs[:16], labels[:16]), "test": (inputs[16:], labels[16:])}

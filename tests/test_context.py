@@ -30,7 +30,7 @@ def frozen(features, labels, codes=CODES):
 def learned(module):
     def context(features, labels, codes=CODES):
         tokens = support_tokens(features, labels, codes).reshape(len(features), -1)
-        return module.apply(module.init(jax.random.key(1), tokens), tokens)
+        return module.apply(jax.jit(module.init)(jax.random.key(1), tokens), tokens)
 
     return context
 
@@ -69,7 +69,7 @@ def test_a_velocity_with_a_learned_context(support, key):
     features, labels = support
     tokens = support_tokens(features, labels, CODES)
     network = WithContext(TimeMLP((16,)), DeepSet(16, 8), num_tokens=WAYS * SHOTS)
-    params = network.init(key, jnp.zeros(1), jnp.ones(6), tokens)
+    params = jax.jit(network.init)(key, jnp.zeros(1), jnp.ones(6), tokens)
     assert network.apply(params, jnp.zeros(1), jnp.ones(6), tokens).shape == (6,)
     assert set(params["params"]) == {"network", "context"}
     with pytest.raises(ValueError, match="cond: expected 20 tokens of one length, got 159 numbers"):

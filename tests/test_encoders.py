@@ -82,7 +82,7 @@ def family(key):
     """Networks that differ along two directions, and the function of their flat weights."""
     network = MLP((8, 3))
     inputs = jax.random.normal(key, (64, 4))
-    tree = network.init(key, inputs)
+    tree = jax.jit(network.init)(key, inputs)
     k_centre, k_directions, k_codes = jax.random.split(key, 3)
     dim = len(ravel(tree))
     directions = jax.random.normal(k_directions, (2, dim))

@@ -26,7 +26,7 @@ def data():
 
 def network_of(inputs):
     module = MLP((8, WAYS))
-    return Network(lambda key: module.init(key, inputs[:1]), module.apply)
+    return Network(jax.jit(lambda key: module.init(key, inputs[:1])), module.apply)
 
 
 def test_subsets_are_shared_out_without_overlap(key):

@@ -174,7 +174,7 @@ CONVOLUTIONS = {
 def test_of_images(name, key):
     """Strided windows of width 1 leave out entries, padding moves them (wrong before 0.2)."""
     network, right = CONVOLUTIONS[name]
-    weights = network.init(key, IMAGES)
+    weights = jax.jit(network.init)(key, IMAGES)
     weights = jittered(weights, 0.3)
     found = find_symmetry(network.apply, weights, IMAGES, check=False)
     assert find_symmetry(network.apply, weights, IMAGES) == found

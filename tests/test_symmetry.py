@@ -135,7 +135,7 @@ def test_the_canonical_form_is_one_for_all_and_computes_the_same(name, key):
 def test_balance_is_the_least_norm(key):
     """Of a hidden unit of relu with weights in and out the least is twice the product of their norms."""
     network, inputs = MLP((16, 5)), jnp.ones((2, 9))
-    weights = jax.tree.map(lambda leaf: leaf.astype(float), network.init(key, inputs))
+    weights = jax.tree.map(lambda leaf: leaf.astype(float), jax.jit(network.init)(key, inputs))
     found = unravel(weights, balance(find_symmetry(network.apply, weights, inputs), ravel(weights)))["params"]
     first, second = (weights["params"][name]["kernel"] for name in ("hidden_0", "output"))
     into = jnp.sqrt(jnp.sum(first**2, 0))  # biases start at zero
@@ -176,7 +176,7 @@ def test_what_is_no_symmetry_is_not_claimed(key):
 def test_canonical_encoder_brings_a_scattered_zoo_together(key):
     """Networks near one another, each under its own element of the group: told apart by it alone, until in order."""
     network, inputs = MLP((16, 5)), jnp.ones((2, 9))
-    weights = network.init(key, inputs)
+    weights = jax.jit(network.init)(key, inputs)
     symmetry = find_symmetry(network.apply, weights, inputs)
     k_centre, k_near, k_scatter = jax.random.split(key, 3)
     centre = jax.random.normal(k_centre, ravel(weights).shape)
@@ -194,6 +194,6 @@ def test_canonical_encoder_brings_a_scattered_zoo_together(key):
 
 def test_weights_of_another_architecture(key):
     network, inputs = MLP((16, 5)), jnp.ones((2, 9))
-    symmetry = find_symmetry(network.apply, network.init(key, inputs), inputs)
+    symmetry = find_symmetry(network.apply, jax.jit(network.init)(key, inputs), inputs)
     with pytest.raises(ValueError, match="weights: expected 245 of the network of this symmetry, got shape"):
         canonical(symmetry).fit(key, jnp.ones((4, 100)))

@@ -261,7 +261,7 @@ def test_examples_may_be_lists():
     """(wrong before 0.2): under strict warnings they were refused."""
     inputs, labels = small_task().data["train"]
     module = MLP((4, 3))
-    network = Network(lambda key: module.init(key, jnp.zeros((1, 5))), module.apply)
+    network = Network(jax.jit(lambda key: module.init(key, jnp.zeros((1, 5)))), module.apply)
     listed = classification(network, {"train": (inputs.tolist(), labels.tolist())}, batch_size=8, num_classes=3)
     for a, b in zip(listed.data["train"], (inputs, labels), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -17,7 +17,7 @@ from gfm_jax.trajectories import record_many
 
 
 def network_of(module, inputs):
-    tree = module.init(jax.random.key(0), inputs)
+    tree = jax.jit(module.init)(jax.random.key(0), inputs)
     return layout_of(tree), (lambda w, x: module.apply(unravel(tree, w), x))
 
 
@@ -42,7 +42,7 @@ def test_tokens_are_the_weights(name, size, key):
 
 def test_a_token_is_a_unit():
     """The columns of a kernel and their biases, by layer; narrower networks have fewer of the same tokens."""
-    tree = MLP((7, 5, 3)).init(jax.random.key(0), jnp.zeros((1, 4)))
+    tree = jax.jit(MLP((7, 5, 3)).init)(jax.random.key(0), jnp.zeros((1, 4)))
     tree = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), tree)
     layout, tokens = layout_of(tree), tokens_of(layout_of(tree))
     assert [int((tokens.layer == k).sum()) for k in range(3)] == [7, 5, 3]

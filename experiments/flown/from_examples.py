@@ -76,7 +76,7 @@ class Kit(NamedTuple):
 
 def make_kit(config, family: Family) -> Kit:
     """Everything about a family but what is drawn and fitted."""
-    like = family.module.init(jax.random.key(0), family.inputs[:1])
+    like = jax.eval_shape(family.module.init, jax.random.key(0), family.inputs[:1])
     network = Network(lambda key: family.module.init(key, family.inputs[:1]), family.module.apply)
     apply = lambda w, x: family.module.apply(unravel(like, w), x)
     init = lambda key: ravel(network.init(key))

@@ -122,7 +122,7 @@ def horizon_at(run: Trajectory, save: int) -> Horizon:
     """
     run = as_run(run)
     save = save_index(run.step.shape[-1], save, name="save")
-    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
+    rate = np.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
     return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
 
 
@@ -171,11 +171,11 @@ def cut(
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = _concatenated(parts)
-    clock = (runs.step, runs.time, jnp.ones_like(runs.time) if runs.learning_rate is None else runs.learning_rate)
+    clock = (runs.step, runs.time, np.ones(runs.time.shape) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
         context=contexts,
-        run=jnp.tile(jnp.arange(num_runs), len(saves)),
-        last=jnp.repeat(jnp.array(saves), num_runs),
+        run=jnp.asarray(np.tile(np.arange(num_runs), len(saves))),
+        last=jnp.asarray(np.repeat(saves, num_runs)),
         clock=Horizon(*(jnp.asarray(array, jnp.float32) for array in clock)),
         weights=jnp.asarray(runs.weights, jnp.float32),
         distance=distances,
