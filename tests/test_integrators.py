@@ -399,9 +399,9 @@ def test_stages_lie_as_far_ahead_as_the_rate_of_their_own_update():
 
 
 def test_a_stage_half_way_looks_up_the_rate_of_the_update_that_it_is_in():
-    """A counter of 1/2 is 0 updates that are over: the midpoint rule moves by .1 (1 - .05), the rate of the next being 0."""
-    joint = optimizers.joint_runge_kutta(optax.sgd(falling(0.1, 0.0)), optimizers.MIDPOINT)
-    np.testing.assert_allclose(linear_path(joint, 2), [1 - 0.1 * 0.95, 1 - 0.1 * 0.95], rtol=1e-6)
+    """Counters of 1/2 and 3/2 are 0 and 1 updates that are over: the midpoint rule moves by .1 (1 - .05) and .2 (1 - .1)."""
+    joint = optimizers.joint_runge_kutta(optax.sgd(falling(0.1, 0.2, 0.0)), optimizers.MIDPOINT)
+    np.testing.assert_allclose(linear_path(joint, 3), np.cumprod([1 - 0.1 * 0.95, 1 - 0.2 * 0.9, 1]), rtol=1e-6)
     heun = optimizers.joint_runge_kutta(optax.sgd(falling(0.1, 0.0)), optimizers.HEUN)  # its second stage is at 1
     np.testing.assert_allclose(linear_path(heun, 1), [1 - 0.05], rtol=1e-6)
 
