@@ -235,7 +235,7 @@ def test_a_wrong_relabeling_is_refused(monkeypatch):
 
 
 def test_a_trial_under_debug_nans():
-    """From shapes a variance is negative at first, which is no mistake of the user (wrong before 0.2)."""
+    """From shapes a variance is negative at first, which is no mistake of the user."""
     jax.config.update("jax_debug_nans", True)
     try:
         shapes = jax.eval_shape(lambda: WEIGHTS | {"var": jnp.ones(8)})
@@ -254,7 +254,7 @@ def test_of_what_is_never_finite_nothing_is_claimed():
 
 @pytest.mark.parametrize("given", ["arrays", "zeros", "shapes", "numpy", "under jit"])
 def test_a_trial_needs_no_values(given, key):
-    """Statistics of a norm, embeddings of tokens, keys of dropout: the same is found from shapes (wrong before 0.2)."""
+    """Statistics of a norm, embeddings of tokens, keys of dropout: the same is found from shapes."""
 
     class Network(nn.Module):
         @nn.compact

@@ -298,7 +298,7 @@ def test_runs_of_a_falling_rate_have_two_clocks():
 
 
 def test_recordings_are_mapped_compiled_and_differentiated_forwards(key):
-    """jit of record_many is in `test_compiling` (jit wrong before 0.2)"""
+    """jit of record_many is in `test_compiling`."""
     task, saves, rates = quadratic(jnp.array([0.5, 0.25])), (0, 2, 4), jnp.array([0.4, 0.3, 0.2, 0.1])
     keys = jax.random.split(key, 2)
     call = lambda key, rates: record(key, task, optax.sgd, rates, saves)

@@ -331,7 +331,7 @@ def test_lookahead():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_average_of_half_precision_does_not_stand_still(dtype):
-    """Parameters that stay at 1 after one step from 0: the average is there to the rounding of the dtype (wrong before 0.2)."""
+    """Parameters that stay at 1 after one step from 0: the average is there to the rounding of the dtype."""
 
     def one_step(params, key, batch):  # gradient -1 at 0, none at 1
         return -jnp.sum(jnp.where(params["w"] < 0.5, params["w"], jax.lax.stop_gradient(params["w"]))), {}
