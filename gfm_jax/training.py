@@ -152,9 +152,11 @@ def _start(optimizer, params):
 
 
 def _copy(leaf):
-    """In other memory, by no program."""
-    is_array = isinstance(leaf, jax.Array) and not leaf.weak_type
-    return jax.device_put(leaf, may_alias=False) if is_array else jnp.array(leaf)
+    """A copy of an array; numbers of this process are copied without compiling a program."""
+    plain = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.number)
+    if plain and leaf.is_fully_addressable and not leaf.weak_type:
+        return jax.device_put(leaf, may_alias=False)
+    return jnp.array(leaf)
 
 
 def _wide(leaf):
@@ -191,7 +193,7 @@ def _take_steps(static, key, state, data, start, length):
             raise ValueError(f"loss: expected (scalar, info) from loss(params, key, batch), got shapes {shapes}")
         return found
 
-    @jax.jit  # traced once, as below
+    @jax.jit  # traced once, for the shapes of a batch and for the loop
     def draw(k):
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
         batch = sample(key_batch, data)

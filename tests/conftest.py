@@ -4,9 +4,9 @@ import pathlib
 import tempfile
 
 # Programs here run once, and small: they are compiled without the expensive optimisations and, where the version is known to
-# take the flag, by XLA's older emitters, in half the time. Other processes inherit all of it.
+# take the flag, by XLA's older emitters, in half the time. Processes that tests start inherit these settings.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # operations are not told where they were written
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # programs carry no tracebacks
 
 import jax
 
@@ -22,7 +22,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # before any array: the tests of sh
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Tracing makes many short-lived objects: those of the imports are not looked through again and again.
+# What the imports made is never freed: the garbage collector, which tracing calls often, leaves it out.
 gc.collect()
 gc.freeze()
 

@@ -6,7 +6,6 @@ import re
 import sys
 import types
 
-import jax
 import matplotlib.pyplot as plt
 import pytest
 
@@ -52,4 +51,3 @@ def test_runs(name, tmp_path, monkeypatch):
             for figure in plt.get_fignums():  # a notebook draws a cell's figures where the cell ends
                 plt.figure(figure).canvas.draw()
             plt.close("all")
-    jax.clear_caches()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from runs import put, run_of, small_runs
 
-from gfm_jax.base import Horizon, Layout
+from gfm_jax.base import Horizon, Layout, Trajectory
 from gfm_jax.trajectories import (
     DIRECTIONS,
     check_forecast,
@@ -266,6 +266,14 @@ def test_bad_prefixes():
     assert check_forecast(prefix._replace(layout=None), final, [prefix.layout])[0].layout == prefix.layout
     with pytest.raises(ValueError, match="layout describes 7 weights"):
         check_forecast(prefix._replace(layout=Layout(("w",), ((7,),))), final)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_horizon_at_a_save_that_is_not_known():
+    """Inside `jax.jit`; the rate is 1 where none was recorded."""
+    run = Trajectory(step=jnp.arange(5), time=0.1 * jnp.arange(5.0), weights=jnp.ones((5, 2)))
+    found = jax.jit(lambda save: horizon_at(run, save))(2)
+    np.testing.assert_allclose(found, [2, 0.2, 1], rtol=1e-6)
 
 
 def test_what_is_withheld_is_not_seen():

@@ -122,7 +122,7 @@ def horizon_at(run: Trajectory, save: int) -> Horizon:
     """
     run = as_run(run)
     save = save_index(run.step.shape[-1], save, name="save")
-    rate = np.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
+    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
     return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
 
 
