@@ -110,7 +110,7 @@ def log_of_loss(loss: Float[Array, "*shape"], floor: float) -> Float[Array, "*sh
 
 @jax.jit  # where called on its own: one pass over what may be large
 def _mean_square(x):
-    return (bounded(x) ** 2).mean(-1)
+    return jnp.minimum(x.astype(jnp.float32) ** 2, HUGE**2).mean(-1)
 
 
 def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
@@ -134,15 +134,21 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         steps=only_seen(jnp.diff(run.weights.astype(jnp.float32), axis=0)),
         first=run.weights[0].astype(jnp.float32),
         origin=origin,
-        average=jnp.matmul(
-            eighth / eighth.sum(), only_seen(run.mean_weights.astype(jnp.float32) - origin[None]), precision="highest"
-        ),
+        average=_mean_since(origin, run.mean_weights, eighth),
         optimizer=-bounded(first_moment / jnp.where(has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
         second_moment=jnp.maximum(run.nu, 0),
         krylov=run.landscape.krylov,
         run=_of_run(run, time, progress, last),
     )
+
+
+def _mean_since(origin, rows, taken):
+    """The mean of the rows that are taken, less the origin: row by row, exact where nothing moved, and nothing of the size of
+    all rows is written."""
+    add = lambda total, row: (total + jnp.where(row[0], row[1].astype(jnp.float32) - origin, 0), None)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(origin), (taken, rows))
+    return total / taken.sum()
 
 
 def _of_run(run, time, progress, last):
