@@ -18,6 +18,8 @@ _cache = pathlib.Path(tempfile.gettempdir()) / f"gfm_jax_tests_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 2)  # before any array: the tests of sharding want two
+# Networks of tests are compared to rounding of float32, which a GPU's default is not; of the library see test_precision.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402

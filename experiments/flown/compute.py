@@ -8,7 +8,9 @@ __all__ = ["flops", "steps_of_equal_compute"]
 
 def flops(function, *args) -> float:
     """Floating-point operations of a function without loops, by XLA's own count."""
-    return float(jax.jit(function).lower(*args).cost_analysis().get("flops", 0.0))
+    program = jax.jit(function).lower(*args)
+    cost = program.cost_analysis() or program.compile().cost_analysis()  # a GPU counts once it has compiled
+    return float(cost.get("flops", 0.0))
 
 
 def steps_of_equal_compute(generator, params, encoder, context, loss, weights, examples, evaluations: int) -> int:

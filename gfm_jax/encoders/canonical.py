@@ -79,6 +79,7 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
     return size * flat(jax.lax.while_loop(go_on, sweep, start)[1])
 
 
+@jax.default_matmul_precision("highest")
 def _log_scale(family, leaves, exponents):
     """What brings the two sides of every unit into balance; half of it where both sides of a unit lie in one leaf."""
     e = jnp.array(exponents, leaves[0].dtype)

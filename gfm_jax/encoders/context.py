@@ -1,5 +1,6 @@
 """A support set, examples and their labels, as what a generator is conditioned on."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -36,6 +37,7 @@ def check_support(features: Array, labels: Array, num_ways: int) -> None:
         raise ValueError(f"labels: expected 0..{num_ways - 1}, got {int(np.min(labels))}..{int(np.max(labels))}")
 
 
+@jax.default_matmul_precision("highest")
 def class_context(
     features: Float[Array, "support features"], labels: Int[Array, " support"], codes: Float[Array, "ways code"]
 ) -> Float[Array, " context"]:

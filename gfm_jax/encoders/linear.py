@@ -99,11 +99,11 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
 
     def encode(at, w):
         check_size(w, at.mean)
-        return at.directions @ (w - at.mean) / at.std
+        return jnp.matmul(at.directions, w - at.mean, precision="highest") / at.std
 
     def decode(at, z):
         check_codes(z, at.std)
-        return at.mean + (at.std * z) @ at.directions
+        return at.mean + jnp.matmul(at.std * z, at.directions, precision="highest")
 
     return Encoder(fit, encode, decode)
 

@@ -105,6 +105,7 @@ def _factors(a, change, done):
     return jnp.concatenate([(u[:, : a.rank] * root).ravel(), (root[:, None] * v[: a.rank]).ravel()]), s[0]
 
 
+@jax.default_matmul_precision("highest")
 def _product(a, z):
     if not a.rank:
         return jax.lax.slice(z, (a.code,), (a.code + a.size,))

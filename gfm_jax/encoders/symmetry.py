@@ -183,6 +183,7 @@ def act(symmetry: Symmetry, element: Element, weights: Float[Array, " dim"]) -> 
     return flat(leaves)
 
 
+@jax.default_matmul_precision("highest")
 def change_of_outputs(
     key: Array, symmetry: Symmetry, apply: Callable, weights: PyTree, *inputs: PyTree
 ) -> Float[Array, ""]:

@@ -141,7 +141,7 @@ def uniform_on_boxes(
         alpha, beta = interpolant.alpha(t), interpolant.beta(t)
         log_mass, mean = _interval(lower, upper, beta, x[None], alpha * std_0)
         share = jax.nn.softmax(log_mass.sum(-1))
-        return velocity_to(interpolant, t, x, share @ mean)
+        return velocity_to(interpolant, t, x, jnp.matmul(share, mean, precision="highest"))
 
     def flow_map(s, t, x):
         import diffrax  # on first use: it takes half a second

@@ -45,7 +45,7 @@ def memoryless_step(
     v = velocity(s, x_s)
     x_0, x_1 = x_s - s * v, x_s + (1 - s) * v
     kept = s * (1 - t) / (t * (1 - s))
-    fresh = jnp.sqrt(1 - kept**2) * source.factor @ noise
+    fresh = jnp.sqrt(1 - kept**2) * jnp.matmul(source.factor, noise, precision="highest")
     return t * x_1 + (1 - t) * (source.mean + kept * (x_0 - source.mean) + fresh)
 
 
@@ -99,7 +99,9 @@ def adjoint_matching_targets(
         mean = lambda x: memoryless_step(base, source, s, t, x, jnp.zeros_like(x))
         a_s = jax.vjp(mean, x)[1](a_t)[0]
         a = jnp.where(s > 0, (1 - s) / jnp.where(s > 0, s, 1) * a_s, (1 - t) ** 2 / t * a_t)
-        return a_s, base(s, x) - source.factor @ (source.factor.T @ a)
+        return a_s, base(s, x) - jnp.matmul(
+            source.factor, jnp.matmul(source.factor.T, a, precision="highest"), precision="highest"
+        )
 
     _, targets = jax.lax.scan(backward, -jax.grad(reward)(x_1), (times[:-1], times[1:], points), reverse=True)
     return jax.lax.stop_gradient((times[:-1], points, targets))

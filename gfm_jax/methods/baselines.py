@@ -35,6 +35,7 @@ ROUNDING = 1e-6  # of the square of the leading mode
 def _combination(weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]]) -> Forecaster:
     """A forecaster that is a row of weights on the saves, which sum to one."""
 
+    @jax.default_matmul_precision("highest")
     def forecast(params, prefix, horizon):
         del params
         # Relative to the last save, so that float32 keeps the digits of small differences.
@@ -109,6 +110,7 @@ def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaste
     The Gram matrix [saves, saves] of the displacements from w_n is all that modes need, however many weights there are.
     """
 
+    @jax.default_matmul_precision("highest")
     def forecast(params, prefix, horizon):
         del params
         weights = prefix.weights.astype(jnp.float32)
@@ -237,6 +239,7 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
         since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
 
+    @jax.default_matmul_precision("highest")
     def forecast(params, prefix, horizon):
         nearest = jnp.argmin(jnp.abs(prefix.step[-1] / horizon.step - jnp.array(fractions)))
         first, last = prefix.weights[0].astype(jnp.float32), prefix.weights[-1].astype(jnp.float32)

@@ -1,5 +1,6 @@
 """An optimizer's own field around a gradient that is learned from one run: no training runs are needed."""
 
+import jax
 import jax.numpy as jnp
 
 from gfm_jax.base import Forecast, Forecaster, OptimizerField
@@ -30,6 +31,7 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
       ValueError: where the prefix lacks one of these.
     """
 
+    @jax.default_matmul_precision("highest")
     def forecast(params, prefix, horizon):
         import diffrax  # on first use: it takes half a second
 

@@ -195,7 +195,7 @@ def ridge(encoder: Encoder, strength: float = 1.0) -> Generator:
     def generate(key, params, num, cond=None):
         slope, intercept = params.model
         cond = _needed(cond, num, slope.shape[1], "ridge regression")
-        return decode_all(encoder, params.encoder, cond @ slope.T + intercept[None])
+        return decode_all(encoder, params.encoder, jnp.matmul(cond, slope.T, precision="highest") + intercept[None])
 
     return Generator(fit, generate)
 

@@ -110,6 +110,7 @@ def mmd(
     return within(x) + within(y) - 2 * jnp.exp(-between / (2 * h2)).mean()
 
 
+@jax.default_matmul_precision("highest")
 def frechet(x: Shaped[Array | np.ndarray, "num dim"], y: Shaped[Array | np.ndarray, "others dim"]) -> Float[Array, ""]:
     r"""The squared Frechet distance between Gaussians fitted to two sets of features.
 

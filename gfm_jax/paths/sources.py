@@ -41,6 +41,7 @@ def fit_gaussian(points: Shaped[Array | np.ndarray, "num dim"]) -> GaussianSourc
     return GaussianSource(jnp.asarray(values.mean(0), points.dtype), jnp.asarray(factor, points.dtype))
 
 
+@jax.default_matmul_precision("highest")
 def draw_gaussian(
     key: Array, source: GaussianSource, num: int, temperature: float | Float[Array, ""] = 1.0
 ) -> Float[Array, "num dim"]:

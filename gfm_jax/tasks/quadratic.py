@@ -40,6 +40,7 @@ def quadratic(curvature: Float[Array, " dim"], minimum: Float[Array, " dim"] | f
     def draws(key, num_steps, variety=None):
         return jax.random.split(key, num_steps)
 
+    @jax.default_matmul_precision("highest")
     def loss(weights, data, draw):
         value = evaluate(weights, data)["loss"]
         return value + noise * jax.random.normal(draw, weights.shape, weights.dtype) @ weights if noise else value

@@ -51,6 +51,7 @@ def _regression(key, num_examples, dim, noise, batch_size, loss_of, label_of):
     key_true, *keys = jax.random.split(key, 4)
     true = jax.random.normal(key_true, (dim,))
 
+    @jax.default_matmul_precision("highest")
     def split(key):
         key_inputs, key_noise, key_label = jax.random.split(key, 3)
         inputs = jax.random.normal(key_inputs, (num_examples, dim)) * jnp.geomspace(1.0, 0.25, dim)
@@ -71,12 +72,14 @@ def _functions(num_examples, dim, batch_size, loss_of):
             return jnp.zeros((num_steps, 0))  # nothing is drawn: every step sees all examples
         return minibatch_indices(key, num_examples, batch_size, num_steps)
 
+    @jax.default_matmul_precision("highest")
     def loss(weights, data, draw):
         inputs, targets = data["train"]
         if batch_size < num_examples:
             inputs, targets = inputs[draw], targets[draw]
         return loss_of(inputs @ weights, targets).mean()
 
+    @jax.default_matmul_precision("highest")
     def evaluate(weights, split):
         inputs, targets = split
         return {"loss": loss_of(inputs @ weights, targets).mean()}
@@ -84,6 +87,7 @@ def _functions(num_examples, dim, batch_size, loss_of):
     return init, draws, loss, evaluate
 
 
+@jax.default_matmul_precision("highest")
 def least_squares(task: Task) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
     r"""The minimum and the Hessian of a linear regression: w^* = H^{-1} X^T y / N, H = X^T X / N."""
     inputs, targets = task.data["train"]
@@ -91,6 +95,7 @@ def least_squares(task: Task) -> tuple[Float[Array, " dim"], Float[Array, "dim d
     return jnp.linalg.solve(hessian, inputs.T @ targets / len(inputs)), hessian
 
 
+@jax.default_matmul_precision("highest")
 def gradient_descent_end(
     task: Task, weights: Float[Array, " dim"], learning_rate: Float[Array, ""] | float, num_steps: int
 ) -> Float[Array, " dim"]:
@@ -103,6 +108,7 @@ def gradient_descent_end(
     return minimum + vectors @ ((1 - learning_rate * values) ** num_steps * (vectors.T @ (weights - minimum)))
 
 
+@jax.default_matmul_precision("highest")
 def heavy_ball_end(
     task: Task, weights: Float[Array, " dim"], learning_rate: Float[Array, ""] | float, decay: float, num_steps: int
 ) -> Float[Array, " dim"]:

@@ -33,6 +33,7 @@ PACED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_7_8", "sin
 POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
 
 
+@jax.default_matmul_precision("highest")
 def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) -> Float[Array, " saves"]:
     r"""The slope of a least-squares line, as weights on the saves.
 
@@ -98,6 +99,7 @@ _observe = jax.jit(
 )  # where called on its own: op by op it would take ten times as long
 
 
+@jax.default_matmul_precision("highest")
 def context(seen: Evidence, layout: Layout) -> Context:
     """The context that the evidence gives: directions, and features of every coordinate, tensor and run.
 

@@ -315,7 +315,8 @@ def _check_weights(weights):
 def _plan_of_many(optimizer, init, key, structure, variety, x64):
     """`_plan_of` for one of many runs, once for all calls of a kind."""
     del x64
-    one = lambda leaf: jax.ShapeDtypeStruct(*leaf)
+    held = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)  # int64 is int32 without x64
+    one = lambda leaf: jax.ShapeDtypeStruct(leaf[0], held(leaf[1]))
     weights = _weights_of(init, one(key), jax.tree.unflatten(structure, map(one, variety)))
     return _plan_of(optimizer, weights)
 

@@ -14,6 +14,7 @@ __all__ = ["matrix_sign", "muon"]
 
 
 @jax.custom_jvp
+@jax.default_matmul_precision("highest")
 def matrix_sign(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     r"""The orthogonal factor of a matrix: with M = U diag(s) V^T, msign(M) = U V^T, and zero where s is.
 
@@ -27,6 +28,7 @@ def matrix_sign(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows colu
 
 
 @matrix_sign.defjvp
+@jax.default_matmul_precision("highest")
 def _(primals, tangents):
     u, s, vt = _svd(*primals)
     kept = _positive(s)
