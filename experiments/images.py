@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfm_jax.datasets import load
-from gfm_jax.metrics import classifier_features, frechet, nearest_distance
+from gfm_jax.flows.metrics import classifier_features, frechet
+from gfm_jax.weights import nearest_distance
 
 __all__ = ["Images", "check_images", "load_images", "trivial", "worth"]
 

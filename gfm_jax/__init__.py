@@ -1,7 +1,7 @@
 """Learning the dynamics of training: record runs, learn the field that moves their weights, forecast where they end.
 
-Import what you need from its room: `gfm_jax.trajectories` records, `gfm_jax.methods` forecasts, `gfm_jax.tasks` and
-`gfm_jax.datasets` are what is trained. `gfm_jax.base` holds the records that all of them speak.
+Import what you need from its room: `gfm_jax.runs` records, `gfm_jax.forecasting` forecasts, `gfm_jax.weights` generates
+weights, `gfm_jax.flows` learns flows. `gfm_jax.base` holds the records that all of them speak.
 """
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Network, Task, Trajectory

@@ -114,7 +114,7 @@ class Task(NamedTuple):
 
 
 class Landscape(NamedTuple):
-    """The training loss around one point, as `gfm_jax.trajectories.survey` finds it.
+    """The training loss around one point, as `gfm_jax.forecasting.survey` finds it.
 
     Attributes:
       known: 1; 0 stands for a landscape that nobody looked at, whose other fields are zero.
@@ -142,7 +142,7 @@ class Trajectory(NamedTuple):
       loss: the mean minibatch loss of the segment (at save 0 that of the first minibatch).
       finite: whether every saved weight is finite; a run that diverged is kept, and says so here.
       layout: which stretch of the vector is which tensor.
-      landscape: the training loss around the weights of the last save, which no recorder knows: see `trajectories.survey`.
+      landscape: the training loss around the weights of the last save, which no recorder knows: see `forecasting.survey`.
     """
 
     step: Int[Array, "*runs saves"]

@@ -10,8 +10,7 @@ import optax
 from gfm_jax.base import Network, Trajectory
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import layout_of
-from gfm_jax.tasks import classification
-from gfm_jax.trajectories import record_many, save_steps
+from gfm_jax.runs import classification, record_many, save_steps
 
 
 @functools.cache

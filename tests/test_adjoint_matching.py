@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import identity
-from gfm_jax.losses import adjoint_matching_targets, memoryless_step
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
-from gfm_jax.methods.flow_tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
+from gfm_jax.flows import (
+    GaussianSource,
+    adjoint_matching_targets,
+    draw_gaussian,
+    empirical_flow_matching,
+    memoryless_step,
+    self_distilled_flow_map,
+)
 from gfm_jax.networks import TimeMLP
-from gfm_jax.paths import GaussianSource, draw_gaussian
+from gfm_jax.weights import flow_to_learn, identity
+from gfm_jax.weights.tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
 
 MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[1.5, 0.4], [0.4, 0.3]])
 SLOPE, CURVATURE = np.array([0.7, 1.2]), np.array([[0.8, 0.3], [0.3, 0.5]])

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import act, canonical, find_symmetry, random_element
-from gfm_jax.metrics import audit, nearest
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import ravel, unravel
+from gfm_jax.weights import act, audit, canonical, find_symmetry, nearest, random_element
 
 NETWORK, NUM = MLP((6, 3)), 60
 KEYS = jax.random.split(jax.random.key(0), 8)

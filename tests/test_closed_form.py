@@ -8,9 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.fields import closed_form_velocity, gaussian, posterior, single_point, uniform_on_boxes, velocity_to
-from gfm_jax.losses import empirical_path, flow_matching_loss
-from gfm_jax.paths import draw_companions, interpolate, linear, trigonometric, variance_preserving
+from gfm_jax.flows import (
+    closed_form_velocity,
+    draw_companions,
+    empirical_path,
+    flow_matching_loss,
+    gaussian,
+    interpolate,
+    linear,
+    posterior,
+    single_point,
+    trigonometric,
+    uniform_on_boxes,
+    variance_preserving,
+    velocity_to,
+)
 from gfm_jax.solve import log_likelihood, solve_flow
 
 INTERPOLANTS = (linear, trigonometric, variance_preserving)

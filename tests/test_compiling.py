@@ -10,7 +10,7 @@ from runs import small_task
 
 from gfm_jax.compiling import inside_a_trace, quick_jit
 from gfm_jax.networks import MLP, init_network
-from gfm_jax.trajectories import record_many
+from gfm_jax.runs import record_many
 
 square = quick_jit(lambda x, power: x**power, static_argnums=1)
 

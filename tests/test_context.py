@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import class_context, label_codes, support_tokens
 from gfm_jax.networks import DeepSet, SetTransformer, TimeMLP, WithContext
+from gfm_jax.weights import class_context, label_codes, support_tokens
 
 WAYS, SHOTS = 5, 4
 CODES = label_codes(WAYS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gfm_jax.base import Layout
-from gfm_jax.encoders import (
+from gfm_jax.weights import (
     autoencoder,
     balance,
     canonical,
@@ -19,8 +19,8 @@ from gfm_jax.encoders import (
     standardized,
     token_autoencoder,
 )
-from gfm_jax.encoders.autoencoder import AutoencoderRecipe, autoencoder_loss
-from gfm_jax.encoders.reconstruction import behavioural, gaussian_kl
+from gfm_jax.weights.autoencoder import AutoencoderRecipe, autoencoder_loss
+from gfm_jax.weights.reconstruction import behavioural, gaussian_kl
 
 DIM = 21
 WEIGHTS = {"a": jnp.ones((3, 4)), "b": jnp.ones(4), "c": jnp.ones((4, 1)), "d": jnp.ones(1)}

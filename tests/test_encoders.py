@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from gfm_jax.encoders import autoencoder, chain, identity, pca, standardized
-from gfm_jax.encoders.reconstruction import behavioural
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import ravel, unravel
+from gfm_jax.weights import autoencoder, chain, identity, pca, standardized
+from gfm_jax.weights.reconstruction import behavioural
 
 DIM = 20
 EXACT = {

@@ -14,7 +14,7 @@ from experiments.flow_maps.config import PRESETS, check
 from experiments.flow_maps.learn import jobs
 from experiments.flow_maps.on_images import steps_of
 from gfm_jax.datasets import checkerboard
-from gfm_jax.metrics import kl_floor, off_support
+from gfm_jax.flows.metrics import kl_floor, off_support
 
 run = functools.partial(run_experiment, "flow_maps")
 

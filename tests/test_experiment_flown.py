@@ -25,11 +25,9 @@ from experiments.flown.meta import at_best_rate
 from experiments.flown.stages import generate_networks
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
-from gfm_jax.encoders import identity
-from gfm_jax.methods import meta_learning
-from gfm_jax.methods.flow_to_learn import FlowToLearnParams, Origin
-from gfm_jax.metrics import nearest
-from gfm_jax.tasks import by_class
+from gfm_jax.runs import by_class
+from gfm_jax.weights import identity, meta_learning, nearest
+from gfm_jax.weights.flow_to_learn import FlowToLearnParams, Origin
 
 run = functools.partial(run_experiment, "flown")
 

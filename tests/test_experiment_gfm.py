@@ -17,7 +17,7 @@ from experiments.gfm.lessons import learn_from
 from experiments.gfm.synthetic import forecast_regressions
 from experiments.gfm.zoo import make_tasks, run_specs
 from experiments.run_folder import RunFolder
-from gfm_jax.trajectories import thin
+from gfm_jax.forecasting import thin
 
 run = functools.partial(run_experiment, "gfm")
 

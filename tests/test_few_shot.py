@@ -9,8 +9,7 @@ import pytest
 from gfm_jax.base import Network
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import unravel
-from gfm_jax.tasks import by_class, class_subsets, draw_support, few_shot, labels_among
-from gfm_jax.trajectories import record_many
+from gfm_jax.runs import by_class, class_subsets, draw_support, few_shot, labels_among, record_many
 
 NUM_CLASSES, WAYS = 6, 3
 

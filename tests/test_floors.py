@@ -14,12 +14,6 @@ import gfm_jax
 ROOT = pathlib.Path(gfm_jax.__file__).parent
 FLOORS = {
     "base": 1,
-    "networks": 2,
-    "optimizers": 2,
-    "paths": 2,
-    "solve": 2,
-    "training": 2,
-    "datasets": 2,
     # What the second floor needs too: layers by their names, trees of arrays, files, and options of the compiler.
     "layers": 1.2,
     "first_use": 1.2,
@@ -31,13 +25,15 @@ FLOORS = {
     "fingerprint": 1.5,
     "checkpoints": 1.7,
     "serialization": 1.7,
-    "fields": 3,
-    "encoders": 3,
-    "tasks": 3,
-    "trajectories": 3,
-    "metrics": 3,
-    "losses": 4,
-    "methods": 5,
+    "networks": 2,
+    "solve": 2,
+    "fitting": 2,
+    "datasets": 2,
+    "optimizers": 3,
+    "flows": 4,
+    "runs": 4,
+    "forecasting": 5,
+    "weights": 5,
 }
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="gfm_jax."))
 

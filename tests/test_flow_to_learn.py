@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import autoencoder, identity, pca, standardized
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
-from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.flow_to_learn import FlowToLearnParams, Origin
+from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map, unit_gaussian
 from gfm_jax.networks import TimeMLP
-from gfm_jax.paths import unit_gaussian
+from gfm_jax.weights import autoencoder, baselines, flow_to_learn, identity, pca, standardized
+from gfm_jax.weights.flow_to_learn import FlowToLearnParams, Origin
 
 NUM, DIM = 400, 6
 NET = TimeMLP((32, 32))
@@ -108,15 +106,15 @@ def test_killed_then_resumed(zoo, key, tmp_path):
         import os, signal, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import jax
-        from gfm_jax import training
+        from gfm_jax import fitting
         import test_flow_to_learn
-        save = training.save
+        save = fitting.save
         def once(folder, checkpoint):
             save(folder, checkpoint)
             if folder.name == "flow":
                 os.kill(os.getpid(), signal.SIGKILL)
-        training.save = once
-        take = training.fit.__kwdefaults__
+        fitting.save = once
+        take = fitting.fit.__kwdefaults__
         take.update(chunk=100, save_every=0.0)
         test_flow_to_learn.small_fit({str(tmp_path)!r})
         """

@@ -8,19 +8,10 @@ import optax
 import pytest
 
 from gfm_jax.base import Interpolant
-from gfm_jax.fields import jump, velocity_of
-from gfm_jax.losses import (
-    flow_matching_loss,
-    function_space_loss,
-    laplace_nll,
-    relative_huber,
-    relative_l1,
-    relative_squared_error,
-)
-from gfm_jax.paths import interpolate, linear
+from gfm_jax.flows import flow_matching_loss, interpolate, jump, linear, velocity_of
+from gfm_jax.forecasting import function_space_loss, laplace_nll, relative_huber, relative_l1, relative_squared_error
+from gfm_jax.runs import quadratic, record
 from gfm_jax.solve import solve_flow
-from gfm_jax.tasks import quadratic
-from gfm_jax.trajectories import record
 
 
 def test_linear_path():

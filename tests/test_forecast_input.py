@@ -10,19 +10,19 @@ import pytest
 from runs import batch_of, put, run_of, small_runs
 
 from gfm_jax.base import Horizon, Layout
-from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
-from gfm_jax.tasks import linear_regression
-from gfm_jax.trajectories import (
+from gfm_jax.forecasting import (
+    baselines,
     check_forecast,
     cut,
     draw_pairs,
+    gradient_flow_matching,
     horizon_at,
+    nowcast,
     observe,
     prefix_of,
-    record_many,
-    save_steps,
     survey,
 )
+from gfm_jax.runs import linear_regression, record_many, save_steps
 
 FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5), "withheld": (("mu",),)}
 
@@ -141,7 +141,7 @@ def test_clocks_do_not_depend_on_their_unit_or_their_rounding():
 
 def test_features_of_time_follow_time_and_those_of_steps_steps():
     """At rates that fall time and steps are two clocks: log(t / n) of each, by hand."""
-    from gfm_jax.fields.optimizer_aware import horizon_features
+    from gfm_jax.forecasting.field import horizon_features
 
     now, then = (Horizon(*map(jnp.float32, moment)) for moment in ((10, 2.0, 0.2), (30, 3.0, 0.05)))
     np.testing.assert_allclose(

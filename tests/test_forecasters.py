@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from runs import batch_of, put, run_of, small_runs
 
 from gfm_jax.base import Forecaster
-from gfm_jax.fields import init_field
-from gfm_jax.methods import baselines, gradient_flow_matching, nowcast
-from gfm_jax.methods.gradient_flow_objectives import draw_moves, lagrangian_residual
-from gfm_jax.methods.gradient_flow_recipe import Recipe
-from gfm_jax.methods.nowcast import past_saves
-from gfm_jax.trajectories import cut, horizon_at, observe, prefix_of
+from gfm_jax.forecasting import (
+    baselines,
+    cut,
+    gradient_flow_matching,
+    horizon_at,
+    init_field,
+    nowcast,
+    observe,
+    prefix_of,
+)
+from gfm_jax.forecasting.nowcast import past_saves
+from gfm_jax.forecasting.objectives import draw_moves, lagrangian_residual
+from gfm_jax.forecasting.recipe import Recipe
 
 SCHOOL = {"num_steps": 20, "batch_size": 64}
 FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}

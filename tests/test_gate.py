@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.methods.gate import choose, line_search
+from gfm_jax.forecasting.gate import choose, line_search
 
 
 def test_the_best_finite_candidate_is_taken():

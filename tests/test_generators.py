@@ -10,14 +10,18 @@ import optax
 import pytest
 from runs import jittered
 
-from gfm_jax import training
-from gfm_jax.fields import closed_form_velocity, gaussian
-from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
-from gfm_jax.methods.empirical_flow_matching import VelocityRecipe, _objective
-from gfm_jax.methods.flow_data import IN_CACHE, flow_data
-from gfm_jax.methods.self_distilled_flow_map import OBJECTIVES
+from gfm_jax import fitting
+from gfm_jax.flows import (
+    closed_form_velocity,
+    empirical_flow_matching,
+    gaussian,
+    self_distilled_flow_map,
+    trigonometric,
+)
+from gfm_jax.flows.empirical_flow_matching import VelocityRecipe, _objective
+from gfm_jax.flows.flow_data import IN_CACHE, flow_data
+from gfm_jax.flows.self_distilled_flow_map import OBJECTIVES
 from gfm_jax.networks import TimeMLP, UNet, init_network
-from gfm_jax.paths import trigonometric
 from gfm_jax.pytrees import map_rows
 from gfm_jax.solve import log_likelihood, solve_flow, solve_flow_map, solve_hybrid
 
@@ -189,9 +193,9 @@ def test_pairs_are_kept_together():
 def test_the_same_key_gives_the_same_and_compiles_once():
     generator = self_distilled_flow_map(NET, num_steps=20)
     first = generator.fit(jax.random.key(0), DATA)
-    before = training._take_steps._cache_size()
+    before = fitting._take_steps._cache_size()
     second = self_distilled_flow_map(NET, num_steps=20).fit(jax.random.key(0), DATA)
-    assert training._take_steps._cache_size() == before
+    assert fitting._take_steps._cache_size() == before
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
     samples = [generator.generate(jax.random.key(1), first, 16) for _ in range(2)]

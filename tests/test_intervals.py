@@ -9,11 +9,10 @@ import pytest
 from runs import put
 
 from gfm_jax.base import Trajectory
-from gfm_jax.methods import forecast_windows, gradient_flow_matching
-from gfm_jax.methods.gradient_flow_matching import calibrate
-from gfm_jax.methods.intervals import UNIT, conformal
+from gfm_jax.forecasting import cut, forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.gradient_flow_matching import calibrate
+from gfm_jax.forecasting.intervals import UNIT, conformal
 from gfm_jax.pytrees import layout_of
-from gfm_jax.trajectories import cut
 
 SAVES, DIM = 21, 64
 

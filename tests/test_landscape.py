@@ -9,9 +9,17 @@ import pytest
 from runs import batch_of, run_of, small_runs, small_task
 
 from gfm_jax.base import Landscape
-from gfm_jax.methods import gradient_flow_matching
+from gfm_jax.forecasting import (
+    DIRECTIONS,
+    cut,
+    gradient_flow_matching,
+    horizon_at,
+    landscape,
+    observe,
+    prefix_of,
+    survey,
+)
 from gfm_jax.pytrees import unravel
-from gfm_jax.trajectories import DIRECTIONS, cut, horizon_at, landscape, observe, prefix_of, survey
 
 FIELD = {"num_steps": 30, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
 

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx, serialization
 
 from gfm_jax.base import Layout
-from gfm_jax.encoders import from_tokens, low_rank, to_tokens, tokens_of
 from gfm_jax.layers import layer_of, natural_order, output_axis
 from gfm_jax.pytrees import (
     check_parameters,
@@ -23,6 +22,7 @@ from gfm_jax.pytrees import (
     ravel,
     unravel,
 )
+from gfm_jax.weights import from_tokens, low_rank, to_tokens, tokens_of
 
 
 def zeros(*shape, dtype=np.float32):

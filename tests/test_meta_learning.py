@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.meta_learning import adapt, adaptation, adapted, maml, reptile
+from gfm_jax.weights import baselines
+from gfm_jax.weights.meta_learning import adapt, adaptation, adapted, maml, reptile
 
 CURVATURE = jnp.array([1.0, 4.0])
 CENTRE = jnp.array([2.0, -1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gfm_jax.datasets import checkerboard, load
-from gfm_jax.metrics import (
+from gfm_jax.flows.metrics import (
     classifier_features,
     exact_wasserstein,
     frechet,
@@ -14,11 +14,10 @@ from gfm_jax.metrics import (
     kl_floor,
     kl_on_grid,
     mmd,
-    nearest,
-    nearest_distance,
     off_support,
     sliced_wasserstein,
 )
+from gfm_jax.weights import nearest, nearest_distance
 
 BOARD = np.kron((np.indices((4, 4)).sum(0) % 2 == 0), np.ones((12, 12))) / (8 * 144)  # 48 bins, x first
 

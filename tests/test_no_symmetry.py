@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 from runs import jittered
 
-from gfm_jax.encoders import axis_rules, change_of_outputs, find_relabeling, find_symmetry
+from gfm_jax.weights import change_of_outputs, find_relabeling, find_symmetry
+from gfm_jax.weights.symmetry import rules as axis_rules
 
 INPUTS = jax.random.normal(jax.random.key(1), (5, 3))
 IMAGES = jax.random.normal(jax.random.key(2), (2, 5, 5, 3))

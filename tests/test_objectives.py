@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from runs import jittered, small_runs
 
-from gfm_jax.fields import init_field
-from gfm_jax.losses import function_space_loss, laplace_nll, relative_huber
-from gfm_jax.methods.gradient_flow_objectives import ERROR_SHARE, draw_moves, function_space, weight_space
-from gfm_jax.methods.gradient_flow_recipe import Recipe, displacement
-from gfm_jax.trajectories import cut
+from gfm_jax.forecasting import cut, function_space_loss, init_field, laplace_nll, relative_huber
+from gfm_jax.forecasting.objectives import ERROR_SHARE, draw_moves, function_space, weight_space
+from gfm_jax.forecasting.recipe import Recipe, displacement
 
 RECIPE = Recipe(widths=(8,), batch_size=32, function_runs=2)
 

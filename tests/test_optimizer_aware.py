@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from runs import jittered, small_runs
 
-from gfm_jax.fields import Move, init_field, move
-from gfm_jax.trajectories import horizon_at, observe, prefix_of
+from gfm_jax.forecasting import Move, horizon_at, init_field, move, observe, prefix_of
 
 WIDTHS = (16, 8)
 

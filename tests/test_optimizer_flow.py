@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from gfm_jax.methods import optimizer_flow
+from gfm_jax.forecasting import horizon_at, optimizer_flow, prefix_of
 from gfm_jax.optimizers import velocity
-from gfm_jax.tasks import quadratic
-from gfm_jax.trajectories import horizon_at, prefix_of, record, save_steps
+from gfm_jax.runs import quadratic, record, save_steps
 
 TASK = quadratic(jnp.array([0.2, 0.5, 1.0, 2.0]), 1.5)
 OPTIMIZERS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from gfm_jax.paths import (
+from gfm_jax.flows import (
     GaussianSource,
     distinct,
     draw_companions,

@@ -9,16 +9,13 @@ import optax
 import pytest
 from runs import small_runs, small_task
 
-from gfm_jax.encoders import class_context, low_rank, pca
-from gfm_jax.fields import closed_form_velocity
-from gfm_jax.fields.oracles import uniform_on_boxes
-from gfm_jax.losses import adjoint_matching_targets
-from gfm_jax.methods import baselines, gradient_flow_matching
-from gfm_jax.metrics import frechet, mmd, sliced_wasserstein
+from gfm_jax.flows import GaussianSource, adjoint_matching_targets, closed_form_velocity, draw_gaussian
+from gfm_jax.flows.analytic import uniform_on_boxes
+from gfm_jax.flows.metrics import frechet, mmd, sliced_wasserstein
+from gfm_jax.forecasting import baselines, gradient_flow_matching, horizon_at, observe, prefix_of
 from gfm_jax.optimizers.velocity import matrix_sign
-from gfm_jax.paths import GaussianSource, draw_gaussian
-from gfm_jax.tasks import gradient_descent_end, linear_regression
-from gfm_jax.trajectories import horizon_at, observe, prefix_of, record, save_steps
+from gfm_jax.runs import gradient_descent_end, linear_regression, record, save_steps
+from gfm_jax.weights import class_context, low_rank, pca
 
 
 @functools.cache

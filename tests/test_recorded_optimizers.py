@@ -13,7 +13,7 @@ from gfm_jax import optimizers
 from gfm_jax.base import Task
 from gfm_jax.optimizers import EXTRAGRADIENT, WholeGradient
 from gfm_jax.pytrees import ravel
-from gfm_jax.trajectories import record, record_many
+from gfm_jax.runs import record, record_many
 
 STEPS = 40
 FALLING = np.linspace(1, 0, STEPS)

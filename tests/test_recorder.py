@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from runs import falling_runs, small_task
 
 from gfm_jax.pytrees import map_rows, ravel
-from gfm_jax.tasks import linear_regression, minibatch_indices, quadratic
-from gfm_jax.trajectories import PARTS, record, record_many, save_steps
-from gfm_jax.trajectories import recorder as recorder_module
+from gfm_jax.runs import PARTS, linear_regression, minibatch_indices, quadratic, record, record_many, save_steps
+from gfm_jax.runs import recorder as recorder_module
 
 OPTIMIZERS = {
     "sgd": (optax.sgd, ()),
@@ -129,7 +128,7 @@ def test_variety_reaches_the_task(key):
 
 
 def test_gradient_descent_on_linear_regression_ends_in_closed_form(key):
-    from gfm_jax.tasks import gradient_descent_end
+    from gfm_jax.runs import gradient_descent_end
 
     task = linear_regression(key)
     run = record(key, task, optax.sgd, jnp.full(100, 0.2), save_steps(100, 1))

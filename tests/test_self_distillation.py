@@ -7,8 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.fields import gaussian, single_point, velocity_of
-from gfm_jax.losses import eulerian, guided, lagrangian, progressive, weighted_square
+from gfm_jax.flows import (
+    eulerian,
+    gaussian,
+    guided,
+    lagrangian,
+    progressive,
+    single_point,
+    velocity_of,
+    weighted_square,
+)
 
 ORACLES = {
     "gaussian": gaussian(jnp.array([1.0, -0.5]), 0.3, source=(0.0, 0.8)),

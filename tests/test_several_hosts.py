@@ -20,8 +20,8 @@ import jax.numpy as jnp, numpy as np, optax
 from jax.experimental import multihost_utils
 from runs import small_task
 from test_training import DATA, loss, sample
-from gfm_jax.training import fit
-from gfm_jax.trajectories import record_many, save_steps
+from gfm_jax.fitting import fit
+from gfm_jax.runs import record_many, save_steps
 
 assert jax.process_count() == count and jax.device_count() == count
 mesh = jax.make_mesh((count,), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))

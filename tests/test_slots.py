@@ -11,7 +11,7 @@ from flax import nnx
 
 from gfm_jax import optimizers
 from gfm_jax.pytrees import ravel
-from gfm_jax.trajectories import optimizer_slots, with_slots
+from gfm_jax.runs import optimizer_slots, with_slots
 
 WEIGHTS = {
     "body": {"kernel": jnp.arange(6.0).reshape(3, 2) / 6, "bias": jnp.array([0.3, -0.2])},

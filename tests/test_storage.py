@@ -16,7 +16,7 @@ import pytest
 from runs import small_task
 
 from gfm_jax.base import Layout, Trajectory
-from gfm_jax.trajectories import CorruptRecording, open_recording, record_many, record_to_disk, save_steps, verify
+from gfm_jax.runs import CorruptRecording, open_recording, record_many, record_to_disk, save_steps, verify
 
 KEYS = jax.random.split(jax.random.key(0), 7)
 RATES = np.linspace(0.01, 0.1, 7, dtype=np.float32)[:, None] * np.ones(12, np.float32)
@@ -64,7 +64,7 @@ def test_killed_then_resumed(tmp_path):
         import jax
         jax.config.update("jax_num_cpu_devices", 2)
         from test_storage import recorder
-        from gfm_jax.trajectories import record_to_disk
+        from gfm_jax.runs import record_to_disk
         calls = []
         def record(i):
             calls.append(i)
@@ -128,7 +128,7 @@ def test_bad_sizes(tmp_path):
 
 
 def test_one_compilation_for_all_chunks(tmp_path):
-    from gfm_jax.trajectories import recorder as module
+    from gfm_jax.runs import recorder as module
 
     make(tmp_path / "a")
     before = module._train_many._cache_size()

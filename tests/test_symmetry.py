@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.encoders import (
+from gfm_jax.networks import CNN, MLP
+from gfm_jax.pytrees import ravel, unravel
+from gfm_jax.weights import (
     act,
     balance,
     canonical,
@@ -19,8 +21,6 @@ from gfm_jax.encoders import (
     random_element,
     relabel,
 )
-from gfm_jax.networks import CNN, MLP
-from gfm_jax.pytrees import ravel, unravel
 
 
 class Residual(nn.Module):

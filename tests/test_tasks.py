@@ -12,7 +12,7 @@ from runs import small_task
 from gfm_jax.base import Network
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.networks import cnn as cnn_module
-from gfm_jax.tasks import (
+from gfm_jax.runs import (
     TaskFamily,
     branched,
     classification,
@@ -24,9 +24,11 @@ from gfm_jax.tasks import (
     logistic_regression,
     minibatch_indices,
     quadratic,
+    record,
+    record_many,
+    save_steps,
     streamed,
 )
-from gfm_jax.trajectories import record, record_many, save_steps
 
 FAMILY = TaskFamily(
     tasks=(small_task(), small_task((6, 3))),

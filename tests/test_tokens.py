@@ -9,11 +9,10 @@ import optax
 import pytest
 
 from gfm_jax.base import Network
-from gfm_jax.encoders import from_tokens, low_rank, to_tokens, token_autoencoder, tokens_of
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
-from gfm_jax.tasks import classification
-from gfm_jax.trajectories import record_many
+from gfm_jax.runs import classification, record_many
+from gfm_jax.weights import from_tokens, low_rank, to_tokens, token_autoencoder, tokens_of
 
 
 def network_of(module, inputs):

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from gfm_jax import training
+from gfm_jax import fitting
+from gfm_jax.fitting import fit
 from gfm_jax.optimizers import heun
-from gfm_jax.training import fit
 
 DATA = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
 OPTIMIZER = optax.adam(0.05)
@@ -53,9 +53,9 @@ def test_average_lags_behind_and_forgets_its_start():
 
 def test_second_fit_compiles_nothing():
     straight()
-    before = training._take_steps._cache_size()
+    before = fitting._take_steps._cache_size()
     straight()
-    assert training._take_steps._cache_size() == before
+    assert fitting._take_steps._cache_size() == before
 
 
 def test_two_devices_give_the_numbers_of_one():
@@ -73,21 +73,21 @@ def test_killed_then_resumed(tmp_path):
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import jax
         jax.config.update("jax_num_cpu_devices", 2)
-        from gfm_jax import training
+        from gfm_jax import fitting
         import test_training
-        save, calls = training.save, []
+        save, calls = fitting.save, []
         def once(*arguments):
             if calls:
                 os.kill(os.getpid(), signal.SIGKILL)
             calls.append(save(*arguments))
-        training.save = once
+        fitting.save = once
         test_training.straight(folder={str(tmp_path / "fit")!r}, save_every=0)
         """
     )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [path.name for path in (tmp_path / "fit" / "checkpoints").iterdir()] == ["20"]
-    half = training.seconds_of(tmp_path / "fit")
+    half = fitting.seconds_of(tmp_path / "fit")
     (tmp_path / "fit" / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # half of one
     resumed = straight(folder=tmp_path / "fit")
     never_stopped = straight()
@@ -95,7 +95,7 @@ def test_killed_then_resumed(tmp_path):
     assert resumed.seconds > half > 0
     done_before = straight(folder=tmp_path / "fit")
     same_fit(done_before, never_stopped)
-    assert done_before.seconds == resumed.seconds == training.seconds_of(tmp_path / "fit")
+    assert done_before.seconds == resumed.seconds == fitting.seconds_of(tmp_path / "fit")
 
 
 def same_fit(one, other):
@@ -167,7 +167,7 @@ def test_a_folder_may_lie_in_the_users_home(tmp_path, monkeypatch):
     found = in_folder("~/fit", progress=True)  # and a bar without a name
     assert [path.name for path in tmp_path.iterdir()] == ["fit"]
     same_fit(in_folder(tmp_path / "fit"), found)
-    assert training.seconds_of("~/fit") == found.seconds
+    assert fitting.seconds_of("~/fit") == found.seconds
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
@@ -203,7 +203,7 @@ def test_a_fit_that_left_no_checkpoint_binds_nobody(tmp_path):
 
 def test_a_second_fit_at_the_same_time_is_refused(tmp_path, monkeypatch):
     """While a fit runs its folder is its own; afterwards it is free again (wrong before 0.2)."""
-    seen, save = [], training.save
+    seen, save = [], fitting.save
 
     def beside(*arguments):
         with pytest.raises(
@@ -212,7 +212,7 @@ def test_a_second_fit_at_the_same_time_is_refused(tmp_path, monkeypatch):
             in_folder(tmp_path)
         seen.append(save(*arguments))
 
-    monkeypatch.setattr(training, "save", beside)
+    monkeypatch.setattr(fitting, "save", beside)
     first = in_folder(tmp_path)
     assert seen == [None]
     same_fit(in_folder(tmp_path), first)
@@ -222,20 +222,20 @@ STABLE = """
 import sys
 sys.path.insert(0, {tests!r})
 import jax, optax, numpy as np
-from gfm_jax import training
-from gfm_jax.encoders import autoencoder
-from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax import fitting
+from gfm_jax.weights import autoencoder
+from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
 from gfm_jax.networks import TimeMLP
 told, key = {{}}, jax.random.key(0)
 def instead(key, loss, params, data, sample, optimizer, num_steps, **_):
-    told.update(training._identity(key, loss, {{}}, (), sample, optimizer, num_steps, 0.9))
+    told.update(fitting._identity(key, loss, {{}}, (), sample, optimizer, num_steps, 0.9))
     raise StopIteration
 def name(fit, *arguments):
     try:
         fit(key, *arguments)
     except StopIteration:
         print(sorted(told.items()))
-for module in ("methods.empirical_flow_matching", "methods.self_distilled_flow_map", "encoders.autoencoder"):
+for module in ("flows.empirical_flow_matching", "flows.self_distilled_flow_map", "weights.autoencoder"):
     sys.modules[f"gfm_jax.{{module}}"].minimise = instead
     sys.modules[f"gfm_jax.{{module}}"].init_network = lambda *_: {{}}
 points = np.ones((20, 2), np.float32)
@@ -302,9 +302,9 @@ def test_what_an_optimizer_is_told_is_of_the_batch():
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(5), update)
     params = {"w": jnp.zeros(2)}
-    state = training._start(optimizer, params)
+    state = fitting._start(optimizer, params)
     static = (quadratic, lambda key, data: data, optimizer, 0.9, 1, None)
-    (_, told, _), _ = training._take_steps(static, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
+    (_, told, _), _ = fitting._take_steps(static, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
     np.testing.assert_allclose(told, [4, 4, -2, 1, -1])
 
 

@@ -6,7 +6,7 @@ import pytest
 from runs import put, run_of, small_runs
 
 from gfm_jax.base import Horizon, Layout, Trajectory
-from gfm_jax.trajectories import (
+from gfm_jax.forecasting import (
     DIRECTIONS,
     check_forecast,
     cut,

@@ -8,9 +8,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from experiments.side_by_side import side_by_side
-from gfm_jax.fields import closed_form_velocity, posterior, velocity_to
-from gfm_jax.losses import empirical_path
-from gfm_jax.paths import draw_companions, interpolate, linear
+from gfm_jax.flows import (
+    closed_form_velocity,
+    draw_companions,
+    empirical_path,
+    interpolate,
+    linear,
+    posterior,
+    velocity_to,
+)
 
 __all__ = ["STD", "alignment", "collapse", "collapse_formula", "estimators"]
 

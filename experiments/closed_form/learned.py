@@ -11,13 +11,11 @@ import numpy as np
 
 from experiments.images import Images, worth
 from experiments.side_by_side import side_by_side
-from gfm_jax.fields import closed_form_velocity
-from gfm_jax.methods import empirical_flow_matching
-from gfm_jax.methods.flow_data import map_points
-from gfm_jax.metrics import nearest_distance
+from gfm_jax.flows import closed_form_velocity, empirical_flow_matching, interpolate, linear, optimal_transport
+from gfm_jax.flows.flow_data import map_points
 from gfm_jax.networks import TimeMLP, UNet
-from gfm_jax.paths import interpolate, linear, optimal_transport
 from gfm_jax.solve import solve_hybrid
+from gfm_jax.weights import nearest_distance
 
 __all__ = ["OT", "TIMES", "by_companions", "by_size", "error_over_time", "hybrids", "seconds_per_step"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gfm_jax.datasets import checkerboard
-from gfm_jax.paths import optimal_transport
+from gfm_jax.flows import optimal_transport
 
 __all__ = ["LOWER", "STD", "UPPER", "density", "draw_pool"]
 

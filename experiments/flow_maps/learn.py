@@ -12,12 +12,12 @@ import optax
 from experiments.flow_maps.board import LOWER, STD, UPPER, density
 from experiments.side_by_side import on_own_devices
 from gfm_jax.base import Generator
-from gfm_jax.methods import self_distilled_flow_map
-from gfm_jax.methods.flow_data import map_points
-from gfm_jax.metrics import kl_on_grid, off_support
+from gfm_jax.fitting import seconds_of
+from gfm_jax.flows import self_distilled_flow_map
+from gfm_jax.flows.flow_data import map_points
+from gfm_jax.flows.metrics import kl_on_grid, off_support
 from gfm_jax.networks import TimeMLP
 from gfm_jax.solve import solve_flow
-from gfm_jax.training import seconds_of
 
 __all__ = ["Fit", "generator_of", "jobs", "learn_all", "radam", "score"]
 

@@ -11,9 +11,9 @@ from experiments.flow_maps.learn import STEEP, radam
 from experiments.images import Images, trivial, worth
 from experiments.side_by_side import on_own_devices
 from gfm_jax.base import Generator
-from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax.fitting import seconds_of
+from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
 from gfm_jax.networks import TimeMLP, UNet
-from gfm_jax.training import seconds_of
 
 __all__ = ["PASSES", "flow_maps_of_images", "steps_of"]
 

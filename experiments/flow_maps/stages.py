@@ -14,7 +14,7 @@ from experiments.flow_maps.on_images import flow_maps_of_images
 from experiments.images import check_images, load_images
 from experiments.run_folder import RunFolder
 from gfm_jax.datasets import checkerboard
-from gfm_jax.metrics import kl_floor
+from gfm_jax.flows.metrics import kl_floor
 
 __all__ = ["learn_flow_maps"]
 

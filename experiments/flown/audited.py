@@ -15,7 +15,7 @@ from experiments.flown.judge import loss_of, seeming_accuracy
 from experiments.flown.learn import SOLVER_STEPS, Cast, Codes
 from experiments.flown.zoo import NUM_CLASSES, record_runs
 from gfm_jax.base import Generator
-from gfm_jax.metrics import audit
+from gfm_jax.weights import audit
 
 __all__ = ["Exam", "audit_copies", "audit_samples", "in_blocks", "make_exam"]
 

@@ -7,9 +7,8 @@ import jax
 from experiments.flown.judge import accuracy
 from experiments.flown.learn import flow_on, shuffled
 from gfm_jax.base import Encoder
-from gfm_jax.encoders import autoencoder, chain, low_rank, pca, standardized, token_autoencoder
-from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.codes import decode_all, encode_all
+from gfm_jax.weights import autoencoder, baselines, chain, low_rank, pca, standardized, token_autoencoder
+from gfm_jax.weights.codes import decode_all, encode_all
 
 __all__ = ["codecs", "judge_codec", "round_trip"]
 

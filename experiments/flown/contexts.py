@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments.flown.zoo import Networks, Zoo
-from gfm_jax.encoders import class_context, label_codes, pca, relabel
-from gfm_jax.tasks import draw_support
+from gfm_jax.runs import draw_support
+from gfm_jax.weights import class_context, label_codes, pca, relabel
 
 __all__ = ["Episodes", "Lessons", "draw_episode", "draw_episodes", "draw_lessons", "see"]
 

@@ -1,9 +1,9 @@
 """A recipe in circulation that scores nearly as well as its training networks, because it copies them."""
 
 from gfm_jax.base import Generator
-from gfm_jax.encoders import pca
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn
+from gfm_jax.flows import empirical_flow_matching
 from gfm_jax.networks import TimeMLP
+from gfm_jax.weights import flow_to_learn, pca
 
 __all__ = ["NUM_COPIED", "copying"]
 

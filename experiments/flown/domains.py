@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from gfm_jax.tasks import ByClass, by_class
+from gfm_jax.runs import ByClass, by_class
 
 __all__ = ["DOMAINS", "letters"]
 

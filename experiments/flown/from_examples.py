@@ -16,15 +16,21 @@ from experiments.flown.families import Family
 from experiments.flown.judge import train
 from experiments.flown.meta import at_best_rate
 from gfm_jax.base import Encoder, Generator, Network, Task
-from gfm_jax.encoders import autoencoder, canonical, chain, find_symmetry, standardized
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn
-from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.meta_learning import adaptation, maml, reptile
-from gfm_jax.metrics import nearest
+from gfm_jax.flows import empirical_flow_matching
 from gfm_jax.networks import MLP, DeepSet, TimeMLP, WithContext
 from gfm_jax.pytrees import ravel, unravel
-from gfm_jax.tasks import streamed
-from gfm_jax.trajectories import record_many
+from gfm_jax.runs import record_many, streamed
+from gfm_jax.weights import (
+    autoencoder,
+    baselines,
+    canonical,
+    chain,
+    find_symmetry,
+    flow_to_learn,
+    nearest,
+    standardized,
+)
+from gfm_jax.weights.meta_learning import adaptation, maml, reptile
 
 __all__ = ["FromExamples", "Kit", "from_examples", "make_kit"]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gfm_jax.methods.meta_learning import adapt, adaptation
-from gfm_jax.tasks import labels_among
+from gfm_jax.runs import labels_among
+from gfm_jax.weights.meta_learning import adapt, adaptation
 
 __all__ = ["accuracy", "at_once", "loss_of", "loss_on", "seeming_accuracy", "train", "tune"]
 

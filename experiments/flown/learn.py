@@ -11,11 +11,10 @@ from experiments.flown.contexts import Lessons, draw_episode
 from experiments.flown.judge import loss_of
 from experiments.flown.meta import at_best_rate
 from gfm_jax.base import Encoder, Generator
-from gfm_jax.encoders import autoencoder, chain, relabel, standardized
-from gfm_jax.methods import empirical_flow_matching, flow_to_learn, self_distilled_flow_map
-from gfm_jax.methods import weight_baselines as baselines
-from gfm_jax.methods.meta_learning import maml, reptile
+from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
 from gfm_jax.networks import TimeMLP
+from gfm_jax.weights import autoencoder, baselines, chain, flow_to_learn, relabel, standardized
+from gfm_jax.weights.meta_learning import maml, reptile
 
 __all__ = ["SOLVER_STEPS", "Cast", "Codes", "codec", "flow_on", "make_cast", "shuffled"]
 

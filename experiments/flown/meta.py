@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gfm_jax.base import Generator
-from gfm_jax.methods.meta_learning import adapt
+from gfm_jax.weights.meta_learning import adapt
 
 __all__ = ["at_best_rate"]
 

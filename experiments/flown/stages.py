@@ -26,7 +26,7 @@ from experiments.flown.tuned import tuned_flows
 from experiments.flown.zoo import Zoo, record_zoo, retrained
 from experiments.run_folder import RunFolder
 from gfm_jax.base import Encoder, Generator
-from gfm_jax.encoders import canonical, pca
+from gfm_jax.weights import canonical, pca
 
 __all__ = ["generate_networks"]
 

@@ -9,7 +9,7 @@ import optax
 
 from experiments.flown.held_out import SPLITS, best_of_samples
 from experiments.flown.judge import accuracy, loss_on, tune
-from gfm_jax.methods.flow_tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
+from gfm_jax.weights.tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
 
 __all__ = ["tuned_flows"]
 

@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Layout, Network, Task
 from gfm_jax.datasets import load
-from gfm_jax.encoders import Symmetry, find_relabeling, find_symmetry
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
-from gfm_jax.tasks import ByClass, by_class, class_subsets, few_shot
-from gfm_jax.trajectories import record_many
+from gfm_jax.runs import ByClass, by_class, class_subsets, few_shot, record_many
+from gfm_jax.weights import Symmetry, find_relabeling, find_symmetry
 
 __all__ = ["Networks", "Zoo", "record_runs", "record_zoo", "retrained"]
 

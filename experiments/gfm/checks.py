@@ -7,8 +7,9 @@ from experiments.gfm.histories import HISTORIES
 from experiments.gfm.synthetic import SETTINGS
 from experiments.gfm.zoo import NETWORKS, OPTIMIZERS, UNSEEN_OPTIMIZER
 from gfm_jax.base import Trajectory
-from gfm_jax.methods.gradient_flow_recipe import Recipe
-from gfm_jax.trajectories import save_at, save_steps
+from gfm_jax.forecasting import save_at
+from gfm_jax.forecasting.recipe import Recipe
+from gfm_jax.runs import save_steps
 
 __all__ = ["check"]
 

@@ -11,9 +11,8 @@ import numpy as np
 from experiments.gfm.zoo import Batch, RunSpec
 from gfm_jax.base import Forecast, Forecaster, Task, Trajectory
 from gfm_jax.compiling import quick_jit
-from gfm_jax.methods import gate
+from gfm_jax.forecasting import Windows, cut, gate, horizon_at, merge, prefix_of, save_at
 from gfm_jax.pytrees import map_rows, unravel
-from gfm_jax.trajectories import Windows, cut, horizon_at, merge, prefix_of, save_at
 
 __all__ = [
     "Cohort",

@@ -11,7 +11,7 @@ from experiments.gfm.evaluate import Cohort, Judge, Score, observed
 from experiments.gfm.lessons import Lessons
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecast
-from gfm_jax.trajectories import Windows
+from gfm_jax.forecasting import Windows
 
 __all__ = ["Exam", "Ledger", "enter", "fit_keys", "observe_all", "progress"]
 

@@ -12,12 +12,11 @@ import numpy as np
 from experiments.gfm.evaluate import Cohort, gated, loss_on
 from experiments.gfm.exam import Exam, Ledger, enter, fit_keys, progress
 from gfm_jax.base import Forecaster
-from gfm_jax.methods import forecast_windows, gradient_flow_matching
-from gfm_jax.methods.gate import line_search
-from gfm_jax.methods.gradient_flow_matching import calibrate
-from gfm_jax.methods.gradient_flow_recipe import Recipe
-from gfm_jax.methods.intervals import UNIT
-from gfm_jax.trajectories import Windows
+from gfm_jax.forecasting import Windows, forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.gate import line_search
+from gfm_jax.forecasting.gradient_flow_matching import calibrate
+from gfm_jax.forecasting.intervals import UNIT
+from gfm_jax.forecasting.recipe import Recipe
 
 __all__ = ["Fitted", "learn_flow_maps", "learn_velocities"]
 

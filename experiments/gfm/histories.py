@@ -4,7 +4,7 @@ from experiments.gfm.evaluate import forecast_cohort, stopwatch
 from experiments.gfm.exam import Exam, Ledger, enter, fit_keys, progress
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecaster
-from gfm_jax.methods import baselines, nowcast
+from gfm_jax.forecasting import baselines, nowcast
 
 __all__ = ["HISTORIES", "learn_histories"]
 

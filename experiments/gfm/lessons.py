@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from experiments.gfm.evaluate import MAX_LOSS, rows_of, trained
 from experiments.gfm.zoo import Batch, record_zoo
-from gfm_jax.methods.gradient_flow_recipe import Recipe
-from gfm_jax.trajectories import Windows, cut, merge, thin
+from gfm_jax.forecasting import Windows, cut, merge, thin
+from gfm_jax.forecasting.recipe import Recipe
 
 __all__ = ["Lessons", "learn_from"]
 

@@ -4,8 +4,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from experiments.gfm.zoo import OPTIMIZERS, RATES, UNSEEN_OPTIMIZER, record_structure
-from gfm_jax.tasks import branched
-from gfm_jax.trajectories import save_at
+from gfm_jax.forecasting import save_at
+from gfm_jax.runs import branched
 
 __all__ = ["noise_floor"]
 

@@ -18,7 +18,7 @@ from experiments.gfm.tables import HELD_OUT, arrays_of, markdown, tabulate
 from experiments.gfm.zoo import make_tasks, record_zoo, run_specs
 from experiments.run_folder import RunFolder
 from gfm_jax.base import Forecast
-from gfm_jax.methods import baselines
+from gfm_jax.forecasting import baselines
 
 __all__ = ["forecast_runs"]
 

@@ -12,12 +12,11 @@ from tqdm.auto import tqdm
 
 from experiments.gfm.evaluate import Cohort, forecast_cohort, observed
 from gfm_jax.base import Forecast, OptimizerField
-from gfm_jax.methods import baselines, forecast_windows, gradient_flow_matching
-from gfm_jax.methods.gradient_flow_recipe import Recipe
-from gfm_jax.methods.optimizer_flow import optimizer_flow
+from gfm_jax.forecasting import baselines, forecast_windows, gradient_flow_matching, save_at
+from gfm_jax.forecasting.optimizer_flow import optimizer_flow
+from gfm_jax.forecasting.recipe import Recipe
 from gfm_jax.optimizers.velocity import adam, momentum, rmsprop, sgd
-from gfm_jax.tasks import gradient_descent_end, heavy_ball_end, least_squares, linear_regression
-from gfm_jax.trajectories import record_many, save_at, save_steps
+from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record_many, save_steps
 
 __all__ = ["forecast_regressions"]
 

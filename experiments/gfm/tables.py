@@ -6,8 +6,7 @@ from experiments.gfm.evaluate import Cohort, forecast_cohort
 from experiments.gfm.exam import Exam, Ledger
 from experiments.gfm.fields import Fitted
 from experiments.gfm.zoo import SPLITS
-from gfm_jax.methods import baselines, forecast_windows
-from gfm_jax.trajectories import save_at
+from gfm_jax.forecasting import baselines, forecast_windows, save_at
 
 __all__ = ["HELD_OUT", "arrays_of", "markdown", "tabulate"]
 

@@ -17,8 +17,7 @@ from experiments.side_by_side import side_by_side
 from gfm_jax.base import Network, Task, Trajectory
 from gfm_jax.datasets import load
 from gfm_jax.networks import CNN, MLP
-from gfm_jax.tasks import SCHEDULES, classification
-from gfm_jax.trajectories import record_many, save_steps
+from gfm_jax.runs import SCHEDULES, classification, record_many, save_steps
 
 __all__ = [
     "NETWORKS",

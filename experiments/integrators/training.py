@@ -16,8 +16,7 @@ from gfm_jax.datasets import load
 from gfm_jax.files import replacing
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import unravel
-from gfm_jax.tasks import classification
-from gfm_jax.trajectories import record_many, save_steps
+from gfm_jax.runs import classification, record_many, save_steps
 
 __all__ = ["Trained", "task_of", "train", "train_or_read"]
 

@@ -37,7 +37,7 @@ def _problem(num_hidden=SIZES[1:], num_inputs=SIZES[0]):
 
     from gfm_jax.base import Network
     from gfm_jax.networks import MLP
-    from gfm_jax.tasks import classification
+    from gfm_jax.runs import classification
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(NUM_IMAGES, num_inputs)).astype(np.float32)
@@ -53,7 +53,7 @@ def gfm_jax(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.trajectories import record_many, save_steps
+    from gfm_jax.runs import record_many, save_steps
 
     task, key = _problem()
     keys, rates = jax.random.split(key, num_runs), jnp.full(num_steps, 1e-3)
@@ -151,7 +151,7 @@ def streaming(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dic
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.trajectories import record_many, record_to_disk, save_steps
+    from gfm_jax.runs import record_many, record_to_disk, save_steps
 
     task, key = _problem()
     keys, rates = jax.random.split(key, num_runs), jnp.full(num_steps, 1e-3)
@@ -170,8 +170,8 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.methods import gradient_flow_matching
-    from gfm_jax.trajectories import horizon_at, prefix_of, record, record_many, save_steps
+    from gfm_jax.forecasting import gradient_flow_matching, horizon_at, prefix_of
+    from gfm_jax.runs import record, record_many, save_steps
 
     task, key = _problem((width, 256, 10), 784)
     saves = save_steps(2 * num_saves, num_saves)

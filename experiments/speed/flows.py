@@ -51,7 +51,7 @@ LOSSES = {  # row: objective, and where its teacher's gradient stops
 
 def flow_steps(width: int, depth: int, batch: int, num_steps: int, losses: list[str], rounds: int) -> dict:
     """Seconds of a training step by every loss, 75 % of a batch on the diagonal, and of conditional flow matching."""
-    from gfm_jax.methods import empirical_flow_matching, self_distilled_flow_map
+    from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
     from gfm_jax.networks import TimeMLP
 
     network, recipe = TimeMLP((width,) * depth), {"num_steps": num_steps, "batch_size": batch}
@@ -88,7 +88,7 @@ def _products(width, depth, batch, num_steps):
 
 def flow_matching(width: int, depth: int, batch: int, num_steps: int) -> dict:
     """Our training step, as a user has it, for the comparison with torchcfm."""
-    from gfm_jax.methods import empirical_flow_matching
+    from gfm_jax.flows import empirical_flow_matching
     from gfm_jax.networks import TimeMLP
 
     generator = empirical_flow_matching(TimeMLP((width,) * depth), num_steps=num_steps, batch_size=batch)
@@ -135,7 +135,7 @@ def sampling(width: int, depth: int, num: int, num_steps: int, rounds: int) -> d
     """Seconds of `num` samples, in Euler steps and in one jump."""
     import jax
 
-    from gfm_jax.methods import self_distilled_flow_map
+    from gfm_jax.flows import self_distilled_flow_map
     from gfm_jax.networks import TimeMLP
 
     generator = self_distilled_flow_map(TimeMLP((width,) * depth), num_steps=1)
@@ -155,7 +155,7 @@ def _euler(width, depth, num, num_steps):
     import diffrax
     import jax
 
-    from gfm_jax.methods import empirical_flow_matching
+    from gfm_jax.flows import empirical_flow_matching
     from gfm_jax.networks import TimeMLP
 
     generator, key = empirical_flow_matching(TimeMLP((width,) * depth), num_steps=1), jax.random.key(0)
@@ -183,7 +183,7 @@ def closed_form(num: int, dim: int, num_queries: int, rounds: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from gfm_jax.fields import closed_form_velocity
+    from gfm_jax.flows import closed_form_velocity
 
     key_data, key_x = jax.random.split(jax.random.key(0))
     data, x = jax.random.normal(key_data, (num, dim)), jax.random.normal(key_x, (num_queries, dim))
@@ -200,7 +200,7 @@ def closed_form(num: int, dim: int, num_queries: int, rounds: int) -> dict:
 
 def companions(side: int, channels: tuple[int, ...], batch: int, counts: tuple[int, ...], rounds: int) -> dict:
     """Seconds of a step of empirical flow matching of images by a U-Net, by the number of companions."""
-    from gfm_jax.methods import empirical_flow_matching
+    from gfm_jax.flows import empirical_flow_matching
     from gfm_jax.networks import UNet
 
     data = np.random.default_rng(0).normal(size=(NUM_IMAGES, side * side * 3)).astype(np.float32)

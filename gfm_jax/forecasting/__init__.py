@@ -1,0 +1,71 @@
+"""Where will this run end? Forecasters of the weights, from what was observed of a training run."""
+
+from gfm_jax.forecasting import baselines, gate, nowcast
+from gfm_jax.forecasting.curvature import NUM_KRYLOV, landscape, survey
+from gfm_jax.forecasting.displacement import (
+    function_space_loss,
+    laplace_nll,
+    relative_huber,
+    relative_l1,
+    relative_squared_error,
+)
+from gfm_jax.forecasting.evidence import log_of_loss
+from gfm_jax.forecasting.features import DIRECTIONS, from_first_motion, line_weights, observe
+from gfm_jax.forecasting.field import Coefficients, FieldParams, Move, check_widths, init_field, move
+from gfm_jax.forecasting.gradient_flow_matching import forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.optimizer_flow import optimizer_flow
+from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable, sound_runs
+from gfm_jax.forecasting.windows import (
+    Windows,
+    cut,
+    cut_all,
+    draw_pairs,
+    draw_windows,
+    horizon_at,
+    merge,
+    prefix_of,
+    save_at,
+    thin,
+)
+
+__all__ = [
+    "Coefficients",
+    "DIRECTIONS",
+    "FieldParams",
+    "Move",
+    "NUM_KRYLOV",
+    "Windows",
+    "as_run",
+    "baselines",
+    "check_forecast",
+    "check_widths",
+    "cut",
+    "cut_all",
+    "draw_pairs",
+    "draw_windows",
+    "forecast_windows",
+    "from_first_motion",
+    "function_space_loss",
+    "gate",
+    "gradient_flow_matching",
+    "horizon_at",
+    "init_field",
+    "is_forecastable",
+    "landscape",
+    "laplace_nll",
+    "line_weights",
+    "log_of_loss",
+    "merge",
+    "move",
+    "nowcast",
+    "observe",
+    "optimizer_flow",
+    "prefix_of",
+    "relative_huber",
+    "relative_l1",
+    "relative_squared_error",
+    "save_at",
+    "sound_runs",
+    "survey",
+    "thin",
+]

@@ -1,0 +1,86 @@
+"""The training loss around a point: its gradient, and what a few products with its Hessian say about the way down."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Landscape, Trajectory
+from gfm_jax.forecasting.validation import as_run
+
+__all__ = ["NUM_KRYLOV", "landscape", "metric", "survey", "unknown_landscape"]
+
+NUM_KRYLOV = 4
+ROUNDING = 1e-5  # of the length of a product with the Hessian
+
+
+def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array, " dim"]) -> Landscape:
+    r"""One gradient and three products with the Hessian: the first four directions of the Krylov space of P H from P g.
+
+    .. math:: \mathcal K = \mathrm{span} \{ P g, \; P H P g, \; (P H)^2 P g, \; (P H)^3 P g \}
+
+    On the quadratic model of the loss, dw / d time = -P (g + H (w - w_n)) never leaves the whole Krylov space, of which
+    these four are the directions that matter first; they are all of it where P H has no more than four different
+    eigenvalues. They are made orthonormal in the metric of 1 / P by Lanczos' recursion, fully orthogonalised.
+
+    Args:
+      loss: `weights [dim] -> scalar`, twice differentiable.
+      weights: where, w_n.
+      metric: P, the positive diagonal by which the optimizer multiplies a gradient.
+    """
+    (value, gradient), linear = jax.linearize(jax.value_and_grad(loss), weights)
+    root = jnp.sqrt(metric)
+    hessian = lambda q: root * linear(root * q)[1]  # P^1/2 H P^1/2, which is symmetric
+    basis = [_unit(-root * gradient)]
+    while len(basis) < NUM_KRYLOV:
+        following = hessian(basis[-1])
+        length = jnp.linalg.norm(following)
+        for _ in range(2):  # twice is enough, once is not
+            for q in basis:
+                following = following - jnp.vdot(q, following, precision="highest") * q
+        # Where the Krylov space has no further direction, what is left is rounding.
+        basis.append(_unit(jnp.where(jnp.linalg.norm(following) > ROUNDING * length, following, 0)))
+    return Landscape(jnp.ones(()), value, gradient, root * jnp.stack(basis))
+
+
+def _unit(x):
+    return x / jnp.maximum(jnp.linalg.norm(x), 1e-20)
+
+
+def metric(run: Trajectory, last: int | Array = -1) -> Float[Array, "*runs dim"]:
+    """P at a save of a run, or of a batch of them: Adam's 1 / sqrt(nu) where `nu` was recorded, else 1."""
+    if run.state is None or "nu" not in run.state:
+        return jnp.ones_like(run.weights[..., last, :], jnp.float32)
+    return 1 / (jnp.sqrt(run.state["nu"][..., last, :].astype(jnp.float32)) + 1e-8)
+
+
+def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
+    """The run, with what the loss looks like around its last weights: more to forecast by.
+
+    Args:
+      run: one run, up to its last observed save, with weights.
+      loss: `weights [dim] -> scalar`, on data that the run was trained on. It is differentiated twice; the more of the data,
+        the better: late in training the gradient is that of few examples.
+
+    Returns:
+      The run with its `landscape`, for about four gradients' worth of work.
+
+    Raises:
+      ValueError: for a run without weights, a batch of runs, or a loss that is no scalar.
+    """
+    run = as_run(run)
+    if run.weights.ndim != 2:
+        raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
+    weights = jnp.asarray(run.weights[-1], jnp.float32)
+    shape = jax.eval_shape(loss, weights).shape
+    if shape != ():
+        raise ValueError(f"loss: expected a scalar from the weights of a run, got an array of shape {shape}")
+    return run._replace(landscape=landscape(loss, weights, metric(run)))
+
+
+def unknown_landscape(weights: Float[Array, "*runs dim"]) -> Landscape:
+    """Stands for what nobody looked at."""
+    *runs, dim = weights.shape
+    zeros = lambda *shape: jnp.zeros((*runs, *shape), jnp.float32)
+    return Landscape(zeros(), zeros(), zeros(dim), zeros(NUM_KRYLOV, dim))

@@ -1,0 +1,197 @@
+"""What an observed prefix says about where each weight is going: candidate directions, and features of every part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from gfm_jax.base import Context, Layout, Trajectory
+from gfm_jax.forecasting.curvature import NUM_KRYLOV
+from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence
+from gfm_jax.forecasting.motion import grams, lengths, log_ratio, motion, recent_steps, since
+from gfm_jax.forecasting.validation import as_run, save_index
+from gfm_jax.pytrees import depths, output_axes, segment_ids
+
+__all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
+
+DIRECTIONS = (
+    *(f"since_{j}_8" for j in range(8)),  # displacement since each eighth of the prefix
+    "since_last",
+    "since_second_last",
+    "log_slope",  # slope against log time over the last three quarters
+    "slope",  # slope against time over the last half
+    "average",  # towards the mean of the last eighth
+    "optimizer",  # the optimizer's own direction
+    "descent",  # against the gradient
+    *(
+        f"krylov_{k}" for k in range(NUM_KRYLOV)
+    ),  # down the quadratic model of the loss, where its landscape was surveyed
+)
+STILL = 1e-5  # of its size: a clock that moves less over a stretch stands still to float32
+PACED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_7_8", "since_second_last"))
+POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
+
+
+@jax.default_matmul_precision("highest")
+def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) -> Float[Array, " saves"]:
+    r"""The slope of a least-squares line, as weights on the saves.
+
+    .. math:: \text{slope} = \sum_k a_k w_k, \qquad a_k = \frac{m_k (c_k - \bar c)}{\sum_j m_j (c_j - \bar c)^2}
+
+    Args:
+      clock: the time of each save, in any unit.
+      inside: 1 for the saves to fit, 0 for the others.
+
+    Returns:
+      a, which sums to zero; zeros where the clock stands still.
+    """
+    # Since the last save and in units of the whole stretch, so that rounding and the unit of the clock do not matter.
+    since_last = clock - clock[-1]
+    span = jnp.max(inside * jnp.abs(since_last))
+    moves = span > STILL * jnp.max(inside * jnp.abs(clock))
+    unit = jnp.where(moves, span, 1)
+    clock = since_last / unit
+    mean = inside @ clock / jnp.maximum(inside.sum(), 1)
+    centred = inside * (clock - mean)
+    return jnp.where(moves, centred / (jnp.maximum(centred @ centred, TINY) * unit), 0)
+
+
+def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"]) -> Float[Array, " saves"]:
+    """Times from the first positive one on, whose logarithm is finite: as long as rates are 0 nothing moves."""
+    first = jnp.where(seen & (time > 0), time, time.max()).min()
+    return jnp.maximum(time, jnp.where(first > 0, first, 1))
+
+
+def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Context:
+    """The context of a run observed up to save `last`; nothing later is read.
+
+    Args:
+      run: a run with weights and layout; whatever else was recorded helps.
+      last: index of the last observed save, at least 1, or negative from the end; by default the run's last.
+
+    Returns:
+      Its context; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
+      pace of its second half, its last eighth or its last two saves, whichever is the least. So a spike of the loss does
+      not remain the measure of a run that has since come to rest.
+
+    Raises:
+      ValueError: for fewer than two saves, a batch of runs, an index that is out of range, or without weights or layout.
+    """
+    if run.weights is None or run.layout is None:
+        raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
+    run = as_run(run)
+    if run.weights.ndim != 2:
+        raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
+    saves = len(run.weights)
+    if saves < 2:
+        raise ValueError(f"run: expected at least two saves, got {saves}: one snapshot has no direction")
+    last = save_index(saves, saves - 1 if last is None else last, least=1)
+    return _observe_traced(run, last) if isinstance(last, Tracer) else _observe(run, last)
+
+
+def _observe_traced(run, last):
+    return context(evidence(complete(run, last), last), run.layout)
+
+
+_observe = jax.jit(
+    _observe_traced, static_argnums=1
+)  # where called on its own: op by op it would take ten times as long
+
+
+@jax.default_matmul_precision("highest")
+def context(seen: Evidence, layout: Layout) -> Context:
+    """The context that the evidence gives: directions, and features of every coordinate, tensor and run.
+
+    Args:
+      seen: what was observed.
+      layout: of its weights.
+
+    Returns:
+      The context. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
+    """
+    last = seen.seen.sum() - 1
+    inside = lambda start: (seen.seen & (seen.progress >= start)).astype(jnp.float32)
+
+    past = jnp.array([jnp.argmin(jnp.abs(seen.progress - j / 8)) for j in range(8)])
+    past = jnp.concatenate([past, jnp.maximum(last - jnp.array([1, 2]), 0)])
+    saves = jnp.concatenate(
+        [
+            -jax.nn.one_hot(past, len(seen.step)),
+            line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))[None],
+            line_weights(seen.time / jnp.where(seen.time[last] > 0, seen.time[last], 1), inside(1 / 2))[None],
+        ]
+    )
+    by_steps = since(saves)
+    moved = jnp.concatenate([by_steps @ seen.steps, seen.average[None]])
+    segment = jnp.asarray(segment_ids(layout))
+    rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
+    of_weights = lambda x: x[..., segment]
+    gram, paced = grams(seen, layout), jnp.array(PACED)
+    age, length = 1 - seen.progress[past[paced]][:, None], lengths(gram, by_steps[paced])[:, :-1]
+    pace = jnp.where(age > 0, 0.5 * length / jnp.maximum(age, TINY), HUGE)
+    scale = jnp.maximum(pace.min(0), 1e-4 * length[0] + TINY)
+    by_optimizer = jnp.concatenate([seen.optimizer[None], seen.descent[None], seen.krylov])
+    of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
+    directions = jnp.concatenate([moved / of_weights(scale)[None], of_unit_size])
+
+    recent = recent_steps(seen)
+    recent = recent / recent.sum()
+    noise = jnp.sqrt(recent @ (seen.steps - (recent @ seen.steps)[None]) ** 2)
+    ends = jnp.stack([seen.origin, seen.first])
+    relative = jnp.stack([noise, jnp.sqrt(seen.second_moment)])
+    coordinate = [
+        jnp.arcsinh(directions),
+        ends / jnp.maximum(of_weights(rms(seen.origin)), TINY)[None],
+        log_ratio(relative, of_weights(rms(relative))),
+        jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
+    ]
+    *of_tensors, of_run = motion(seen, by_steps[:10], gram)
+    tensor = [
+        jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
+        jnp.stack(of_tensors),
+        _kind_and_depth(layout),
+        jnp.log(jnp.maximum(jnp.asarray(layout.sizes, jnp.float32), 1))[:, None],
+    ]
+    return Context(
+        coordinate=jnp.concatenate(coordinate).T,
+        tensor=jnp.concatenate(tensor, axis=-1),
+        run=jnp.concatenate([seen.run, of_run]),
+        directions=directions.T,
+        scale=of_weights(scale),
+        origin=seen.origin,
+        segment=segment,
+    )
+
+
+def _means(x, layout):
+    """Means over every tensor, [..., dim] -> [..., tensors]."""
+    stops = np.cumsum(layout.sizes)
+    sums = [x[..., stop - size : stop].sum(-1) / max(size, 1) for size, stop in zip(layout.sizes, stops, strict=True)]
+    return jnp.stack(sums, -1)
+
+
+def _of_units(x, layout):
+    """Of [k, dim] displacements: for each weight of a matrix the root mean square and the mean over the weights of its output
+    unit, and over those of its input unit; zero for vectors. [4 k, dim]."""
+    parts, start = [], 0
+    for size, shape, axis in zip(layout.sizes, layout.shapes, output_axes(layout), strict=True):
+        own = x[:, start : start + size]
+        start += size
+        if len(shape) < 2:
+            parts.append(jnp.zeros((4 * len(x), size)))
+            continue
+        # A kernel of a convolution has its window among the inputs: [.., in, out], or [out, in, ..].
+        own = own.reshape(len(x), *((-1, shape[-1]) if axis else (shape[0], size // max(shape[0], 1))))
+        over_inputs, over_outputs = (1, 2) if axis else (2, 1)
+        rms = lambda axis, own=own: jnp.sqrt((own**2).mean(axis, keepdims=True))
+        mean = lambda axis, own=own: own.mean(axis, keepdims=True)
+        means = [rms(over_inputs), mean(over_inputs), rms(over_outputs), mean(over_outputs)]
+        parts.append(jnp.concatenate([jnp.broadcast_to(m, own.shape).reshape(len(x), size) for m in means]))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _kind_and_depth(layout):
+    """Of each tensor: is it a vector such as a bias, and how deep is its layer, from 0 for the first to 1 for the last."""
+    is_vector = [float(len(shape) < 2) for shape in layout.shapes]
+    return jnp.stack([jnp.array(is_vector), jnp.array(depths(layout))], axis=-1)

@@ -1,0 +1,378 @@
+"""Cuts of runs: an observed prefix, and a horizon ahead of it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gfm_jax.base import Context, Horizon, Layout, Trajectory
+from gfm_jax.compiling import quick_jit
+from gfm_jax.forecasting.curvature import landscape, metric
+from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
+from gfm_jax.forecasting.features import context
+from gfm_jax.forecasting.validation import as_run, save_index, sound_runs
+
+__all__ = [
+    "Pairs",
+    "Windows",
+    "cut",
+    "cut_all",
+    "draw_pairs",
+    "draw_windows",
+    "horizon_at",
+    "prefix_of",
+    "save_at",
+    "thin",
+]
+
+
+OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")  # parts of a record
+MOST_WEIGHT = 1e6  # of a pair: errors are relative to how far the run moves, but for a thousandth of its scale
+
+
+class Windows(NamedTuple):
+    """Runs of one layout, each observed up to several saves.
+
+    Attributes:
+      context: of each window, led by [windows].
+      run, last: the run of each window, and the index of its last observed save.
+      clock: step, time and learning rate of every save of every run, [runs, saves].
+      weights: of every save of every run, [runs, saves, dim].
+      distance: squared distance from the last observed weights to those of every save, [windows, saves].
+      layout: which stretch of the weights is which tensor; of all of them, also where the windows are `thin`.
+    """
+
+    context: Context
+    run: Int[Array, " windows"]
+    last: Int[Array, " windows"]
+    clock: Horizon
+    weights: Float[Array, "runs saves dim"]
+    distance: Float[Array, "windows saves"]
+    layout: Layout
+
+    def moment(self, run, save) -> Horizon:
+        """The step, time and learning rate of saves of runs."""
+        return jax.tree.map(lambda clock: clock[run, save], self.clock)
+
+
+class Pairs(NamedTuple):
+    """Two moments s <= t of one coordinate beyond the last observed one, `now`, and `before`, that of the save before t;
+    displacements in units of its scale."""
+
+    context: Context
+    now: Horizon
+    s: Horizon
+    t: Horizon
+    before: Horizon
+    x_s: Float[Array, " pairs"]
+    x_t: Float[Array, " pairs"]
+    weight: Float[Array, " pairs"]
+    place: tuple[Int[Array, " pairs"], ...]  # (run, last observed save, coordinate)
+
+
+def save_at(run: Trajectory, fraction: float) -> int:
+    """Index of the save nearest to a fraction of the run's steps.
+
+    Raises:
+      ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction: expected a share of the run in (0, 1), got {fraction}")
+    steps = np.asarray(run.step).reshape(-1, run.step.shape[-1])[0]
+    index = int(np.abs(steps / steps[-1] - fraction).argmin())
+    if not 1 <= index < len(steps) - 1:
+        raise ValueError(
+            f"fraction: {fraction} of a run of {len(steps)} saves leaves {index + 1} observed and {len(steps) - 1 - index} "
+            "ahead; expected at least two observed and one ahead"
+        )
+    return index
+
+
+def prefix_of(run: Trajectory, last: int) -> Trajectory:
+    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...].
+      last: index of the last observed save, negative from the end.
+
+    Raises:
+      ValueError: for an index that is out of range.
+    """
+    run = as_run(run)
+    by_save = run.step.ndim - 1
+    last = save_index(run.step.shape[-1], last)
+    known = run._replace(finite=None, layout=None, landscape=None)
+    known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
+    return known._replace(layout=run.layout)
+
+
+def horizon_at(run: Trajectory, save: int) -> Horizon:
+    """The moment of a save, of a run or of a batch of them; its rate is 1 where no learning rates were recorded.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...].
+      save: its index, negative from the end.
+
+    Raises:
+      ValueError: for an index that is out of range.
+    """
+    run = as_run(run)
+    save = save_index(run.step.shape[-1], save, name="save")
+    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
+    return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
+
+
+def cut(
+    runs: Trajectory,
+    fractions: Sequence[float],
+    *,
+    withheld: Sequence[Sequence[str]] = (),
+    loss: Callable[[Array], Array] | None = None,
+    chunk: int = 64,
+) -> Windows:
+    """Windows of a batch of runs of one layout: one a run and fraction, and one more a run and set of `withheld`.
+
+    Args:
+      runs: led by [runs, saves].
+      fractions: shares of the run that are observed, each in (0, 1).
+      withheld: sets of parts ("gradient", "loss", "landscape", ...) and slots ("mu", ...) of the record; for each of them
+        one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
+        without.
+      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its landscape is surveyed at every cut.
+      chunk: how many contexts are worked out side by side.
+
+    Raises:
+      ValueError: for a single run, a fraction that leaves fewer than two saves or none ahead, a part that does not exist, or
+        runs of which one save is another fraction.
+
+    Values are not looked at: a run that diverged makes windows that are not finite. `sound_runs` leaves such runs out.
+    """
+    runs = as_run(runs, "runs")
+    if runs.weights.ndim != 3 or runs.layout is None:
+        raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
+    _check_cuts(runs, fractions, withheld)
+    num_runs = runs.step.shape[0]
+    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
+    cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
+    cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
+    saves, parts, surveyed = [last for last, _ in cuts], [], {}
+    for last, names in cuts:
+        known = hide(moving, names)
+        if loss is not None and "landscape" not in names:
+            place = (last, "nu" in (known.state or {}))  # a landscape depends on nothing else
+            if place not in surveyed:
+                weights = known.weights[:, last].astype(jnp.float32)
+                surveyed[place] = _landscapes(loss, weights, metric(known, last))
+            known = known._replace(landscape=surveyed[place])
+        seen, distance = _evidence(complete(known, last), last)
+        parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
+    contexts, distances = _concatenated(parts)
+    clock = (runs.step, runs.time, np.ones(runs.time.shape) if runs.learning_rate is None else runs.learning_rate)
+    return Windows(
+        context=contexts,
+        run=jnp.asarray(np.tile(np.arange(num_runs), len(saves))),
+        last=jnp.asarray(np.repeat(saves, num_runs)),
+        clock=Horizon(*(jnp.asarray(array, jnp.float32) for array in clock)),
+        weights=jnp.asarray(runs.weights, jnp.float32),
+        distance=distances,
+        layout=runs.layout,
+    )
+
+
+def _check_cuts(runs, fractions, withheld):
+    if not len(fractions):
+        raise ValueError("fractions: expected at least one share of a run to observe, got none")
+    known = {*OPTIONAL, *SLOTS, *(runs.state or {})}
+    if unknown := {name for names in withheld for name in names} - known:
+        raise ValueError(f"withheld: expected names among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+    shares = np.asarray(runs.step) / np.asarray(runs.step)[:, -1:]
+    apart = np.abs(shares - shares[:1]).max(axis=1)
+    if (apart > 0.05).any():
+        raise ValueError(
+            f"runs: expected saves at like fractions of all runs of a batch, got run {int(apart.argmax())} whose saves lie "
+            f"{apart.max():.2f} off those of run 0; give them as batches of their own"
+        )
+
+
+def hide(run: Trajectory, names: Sequence[str]) -> Trajectory:
+    """A run, or a batch of them, as if the named parts and slots of the optimizer had not been recorded."""
+    state = {slot: array for slot, array in (run.state or {}).items() if slot not in names}
+    return run._replace(state=state or None)._replace(**{name: None for name in OPTIONAL if name in names})
+
+
+def cut_all(
+    runs: Sequence[Trajectory | Windows] | Trajectory | Windows,
+    fractions: Sequence[float],
+    withheld: Sequence[Sequence[str]] = (),
+    losses: Sequence[Callable | None] | Callable | None = None,
+    *,
+    name: str = "runs",
+) -> list[Windows]:
+    """Windows of every batch of runs to fit to, each with its loss; a batch that is cut already is left as it is.
+
+    Args:
+      runs: batches of one layout each; a single batch may stand by itself. Runs that are not sound are left out.
+      fractions, withheld: as in `cut`.
+      losses: one for each batch, `weights [dim] -> scalar`, or None.
+      name: of the argument, for messages.
+
+    Raises:
+      ValueError: for no batch, losses of another number, batches without a sound run, or windows that are not finite.
+    """
+    if isinstance(runs, Trajectory | Windows):
+        runs = [runs]
+    if not isinstance(runs, Sequence) or not len(runs):
+        raise ValueError(f"{name}: expected one or more batches of runs, got {'none' if runs == [] else type(runs)}")
+    losses = [losses] if callable(losses) else losses
+    if losses is not None and len(losses) != len(runs):
+        raise ValueError(f"losses: expected one for each of the {len(runs)} batches of runs, got {len(losses)}")
+    losses = [None] * len(runs) if losses is None else losses
+    found = []
+    for i, (part, loss) in enumerate(zip(runs, losses, strict=True)):
+        own = f"{name}[{i}]"
+        if not isinstance(part, Windows):
+            part = cut(sound_runs(part, own), fractions, withheld=withheld, loss=loss)
+        found.append(_check_windows(part, own))
+    return found
+
+
+def _check_windows(windows, name):
+    finite = np.asarray(_are_finite(windows.distance, windows.context.run))
+    if not finite.all():
+        bad = sorted(set(np.asarray(windows.run)[~finite].tolist()))
+        raise ValueError(
+            f"{name}: expected windows of finite numbers, got others of the runs {', '.join(map(str, bad))}"
+        )
+    return windows
+
+
+@jax.jit
+def _are_finite(distance, run):
+    return jnp.isfinite(distance).all(1) & jnp.isfinite(run).all(1)
+
+
+def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
+    """Windows of one layout and as many saves, recorded with different optimizers, as one.
+
+    Args:
+      windows: the parts.
+      kept: for each part, the indices of the windows to keep.
+    """
+    by_window = ("context", "run", "last", "distance")
+    starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
+    parts = []
+    for part, rows, start in zip(windows, kept, starts, strict=True):
+        chosen = {name: getattr(part, name) for name in by_window}
+        if not np.array_equal(rows, np.arange(len(part.run))):  # to pick all of them would be to copy gigabytes
+            chosen = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], chosen)
+        chosen["run"] = chosen["run"] + start
+        parts.append(part._replace(**chosen))
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
+
+
+def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
+    """Windows of a sample of the coordinates, the same ones of every run: what a field can be fitted to, and what fits into
+    memory, where all of them do not.
+
+    Args:
+      windows: of all coordinates.
+      num: how many to keep; all of them where there are no more.
+      seed: of the choice.
+
+    Raises:
+      ValueError: for fewer than one.
+    """
+    if num < 1:
+        raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
+    dim = windows.layout.dim
+    kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
+    by_coordinate = ("coordinate", "directions", "scale", "origin", "segment")
+    chosen = {name: getattr(windows.context, name)[:, kept] for name in by_coordinate}
+    return windows._replace(context=windows.context._replace(**chosen), weights=windows.weights[..., kept])
+
+
+def _evidence(records, last):
+    def one(record):
+        weights = record.weights.astype(jnp.float32)
+        return evidence(record, last), jnp.sum((weights - weights[last][None]) ** 2, axis=-1)
+
+    return jax.vmap(one)(records)
+
+
+_evidence = quick_jit(_evidence, level=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _landscapes(loss, weights, metrics):
+    # One after the other: a convolution by many sets of weights at once is slower than as many convolutions.
+    return jax.lax.map(lambda at: landscape(loss, *at), (weights, metrics))
+
+
+# Contexts are made once, and would take longer to optimise than to make.
+def _context(seen, layout, chunk):
+    return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
+
+
+_context = quick_jit(_context, static_argnums=(1, 2), level=1)
+
+
+@jax.jit
+def _concatenated(parts):
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def draw_windows(
+    key: Array, windows: Windows, num: int, share_final: float
+) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+    """Indices of `num` windows, and for each a save ahead: the final one with that probability, else log-uniform."""
+    key_window, key_final, key_ahead = jax.random.split(key, 3)
+    window = jax.random.randint(key_window, (num,), 0, len(windows.run))
+    last, final = windows.last[window], windows.weights.shape[1] - 1
+    factor = (final / last) ** jax.random.uniform(key_ahead, (num,))
+    ahead = jnp.clip(jnp.round(last * factor).astype(jnp.int32), last + 1, final)
+    return window, jnp.where(jax.random.bernoulli(key_final, share_final, (num,)), final, ahead)
+
+
+def draw_pairs(
+    key: Array, windows: Windows, num: int, share_now: float, share_final: float, *, adjacent: bool = False
+) -> Pairs:
+    """Coordinates at two moments: s is the last observed save with probability `share_now`, else any save before t.
+
+    With `adjacent`, t is the save that follows s, and s any save from the last observed one on. The weight of a pair makes
+    the mean of weight * error^2 an estimate of a run's squared error relative to the squared distance that it moves until t
+    (with `adjacent`, until its end). Pairs of a run at rest have no weight.
+    """
+    key_window, key_coordinate, key_now, key_s = jax.random.split(key, 4)
+    window, t = draw_windows(key_window, windows, num, share_final)
+    coordinate = jax.random.randint(key_coordinate, (num,), 0, windows.weights.shape[-1])
+    run, last = windows.run[window], windows.last[window]
+    between = last + jnp.floor((t - last) * jax.random.uniform(key_s, (num,))).astype(jnp.int32)
+    s = jnp.where(jax.random.bernoulli(key_now, share_now, (num,)), last, between)
+    goal = t
+    if adjacent:
+        s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
+
+    every = windows.context
+    segment = every.segment[0, coordinate]
+    scale = every.scale[window, coordinate]
+    moment = functools.partial(windows.moment, run)
+    moved = lambda save: (windows.weights[run, save, coordinate] - every.origin[window, coordinate]) / scale
+    picked = Context(
+        coordinate=every.coordinate[window, coordinate],
+        tensor=every.tensor[window, segment],
+        run=every.run[window],
+        directions=every.directions[window, coordinate],
+        scale=scale,
+        origin=every.origin[window, coordinate],
+        segment=segment,
+    )
+    distance = windows.distance[window, goal]
+    weight = jnp.minimum(scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
+    weight = jnp.where(distance > 0, weight, 0)  # a run that does not move has no error relative to its motion
+    return Pairs(
+        picked, moment(last), moment(s), moment(t), moment(t - 1), moved(s), moved(t), weight, (run, last, coordinate)
+    )

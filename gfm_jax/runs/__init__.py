@@ -1,0 +1,51 @@
+"""Training runs as data: the tasks that are trained, recorded by the hundred and kept on disk."""
+
+from gfm_jax.runs.classification import classification
+from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structures
+from gfm_jax.runs.few_shot import ByClass, by_class, class_subsets, draw_support, few_shot, labels_among
+from gfm_jax.runs.minibatches import branched, minibatch_indices
+from gfm_jax.runs.quadratic import quadratic
+from gfm_jax.runs.recorder import PARTS, record, record_many, save_steps
+from gfm_jax.runs.regression import (
+    gradient_descent_end,
+    heavy_ball_end,
+    least_squares,
+    linear_regression,
+    logistic_regression,
+)
+from gfm_jax.runs.slots import optimizer_slots, with_slots
+from gfm_jax.runs.storage import CorruptRecording, open_recording, record_to_disk, verify
+from gfm_jax.runs.streamed import streamed
+
+__all__ = [
+    "ByClass",
+    "CorruptRecording",
+    "PARTS",
+    "SCHEDULES",
+    "Structure",
+    "TaskFamily",
+    "branched",
+    "by_class",
+    "class_subsets",
+    "classification",
+    "draw_structures",
+    "draw_support",
+    "few_shot",
+    "gradient_descent_end",
+    "heavy_ball_end",
+    "labels_among",
+    "least_squares",
+    "linear_regression",
+    "logistic_regression",
+    "minibatch_indices",
+    "open_recording",
+    "optimizer_slots",
+    "quadratic",
+    "record",
+    "record_many",
+    "record_to_disk",
+    "save_steps",
+    "streamed",
+    "verify",
+    "with_slots",
+]

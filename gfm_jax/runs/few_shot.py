@@ -1,0 +1,179 @@
+"""Classification among a few classes of a data set: tasks by the hundred from one set of labelled examples."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from gfm_jax.base import Network, Task
+from gfm_jax.checks import is_traced
+from gfm_jax.runs.examples import as_inputs, check_labelled, check_logits, check_splits
+
+__all__ = ["ByClass", "by_class", "class_subsets", "draw_support", "few_shot", "labels_among"]
+
+
+class ByClass(NamedTuple):
+    """Labelled examples in the order of their labels, so that those of one class lie side by side.
+
+    Attributes:
+      inputs: [num, ...].
+      labels: of each, in 0..classes-1.
+      start, count: of each class, where it begins and how many it has.
+    """
+
+    inputs: Array
+    labels: Int[Array, " num"]
+    start: Int[Array, " classes"]
+    count: Int[Array, " classes"]
+
+
+def by_class(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes: int) -> ByClass:
+    """Puts examples in order.
+
+    Raises:
+      ValueError: for inputs that are not finite, labels of another number, no integers or out of range, or a class without
+        examples.
+    """
+    if is_traced(inputs, labels):
+        raise ValueError("inputs, labels: expected arrays whose values are known, got tracers: call it outside of jit")
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    if len(inputs) != len(labels):
+        raise ValueError(f"labels: expected one for each of {len(inputs)} inputs, got {len(labels)}")
+    if labels.dtype.kind in "iu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels: expected 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+    check_labelled(inputs, labels, num_classes, "inputs, labels")
+    labels = labels.astype(np.int32)
+    count = np.bincount(labels, minlength=num_classes)
+    if not count.all():
+        raise ValueError(f"labels: expected examples of every class, got none of {np.flatnonzero(count == 0).tolist()}")
+    order = np.argsort(labels, kind="stable")
+    start = np.concatenate([[0], np.cumsum(count)[:-1]])
+    return ByClass(*map(jnp.asarray, (inputs[order], labels[order], start.astype(np.int32), count.astype(np.int32))))
+
+
+def class_subsets(key: Array, num_classes: int, num_ways: int, shares: dict[str, float]) -> dict[str, np.ndarray]:
+    """All subsets of the classes, shared out at random: no two splits have a subset in common.
+
+    Args:
+      key: randomness of the shares.
+      num_classes: to choose from.
+      num_ways: classes in a subset.
+      shares: by split, in (0, 1], with a sum of at most 1.
+
+    Returns:
+      By split, int32 [subsets, num_ways], each in rising order.
+
+    Raises:
+      ValueError: for shares that are not positive or add up to more than 1, or more ways than classes.
+    """
+    if not 1 <= num_ways <= num_classes:
+        raise ValueError(f"num_ways: expected 1..{num_classes}, the number of classes, got {num_ways}")
+    if not all(share > 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+        raise ValueError(f"shares: expected positive ones with a sum of at most 1, got {shares}")
+    subsets = np.array(list(itertools.combinations(range(num_classes), num_ways)), np.int32)
+    subsets = subsets[np.asarray(jax.random.permutation(key, len(subsets)))]
+    stops = np.round(np.cumsum(list(shares.values())) * len(subsets)).astype(int)
+    return dict(zip(shares, np.split(subsets, stops)[: len(shares)], strict=True))
+
+
+def labels_among(labels: Int[Array, " num"], classes: Int[Array, " ways"]) -> Int[Array, " num"]:
+    """The place of each label among the classes of a task, -1 for one that is not among them."""
+    same = labels[:, None] == classes[None, :]
+    return jnp.where(same.any(1), same.argmax(1), -1)
+
+
+def draw_support(
+    key: Array, examples: ByClass, classes: Int[Array, " ways"], shots: int
+) -> tuple[Array, Int[Array, " support"]]:
+    """A support set: `shots` different examples of each class, and their places among the classes.
+
+    Args:
+      key: randomness.
+      examples: to draw from.
+      classes: of the task, in the order of the network's outputs.
+      shots: examples of a class, at most as many as the rarest class has.
+
+    Returns:
+      (inputs [ways * shots, ...], labels [ways * shots]), class after class.
+    """
+    rarest = None if isinstance(examples.count, jax.core.Tracer) else int(np.asarray(examples.count).min())
+    if shots < 1 or (rarest is not None and shots > rarest):
+        raise ValueError(f"shots: expected 1..{rarest} examples of a class, got {shots}")
+
+    def of_class(key, c):
+        score = jax.random.uniform(key, (len(examples.labels),))
+        _, index = jax.lax.top_k(jnp.where(examples.labels == c, score, -1.0), shots)
+        return index
+
+    index = jax.vmap(of_class)(jax.random.split(key, len(classes)), classes).ravel()
+    return examples.inputs[index], jnp.repeat(jnp.arange(len(classes)), shots)
+
+
+def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: int = 10) -> Task:
+    r"""The cross-entropy of a classifier among some classes, on minibatches drawn evenly from them, with replacement.
+
+    .. math:: L(w) = -\frac{1}{B} \sum_b \log \mathrm{softmax}(f_w(x_b))_{y_b}, \qquad
+       y_b \sim U\{1..W\}, \; x_b \sim U(\text{examples of class } c_{y_b})
+
+    Its `variety`: `classes`, int [ways], a run's own, in the order of the network's outputs; needed.
+
+    Integers of 8 or 16 bits (`uint8` images) reach the network as float32 of the same numbers, as in `classification`.
+
+    Args:
+      network: any `init(key)` and `apply(weights, inputs) -> logits [batch, ways]`.
+      data: `{split: (inputs [num, ...], labels int [num])}` with a split "train", labels in 0..num_classes-1.
+      batch_size: examples a step, at least 1.
+      num_classes: of the data.
+
+    Returns:
+      The task; its data are `ByClass`; `evaluate(weights, (inputs, labels))` gives `loss` and `accuracy` over the examples
+      whose label is not -1, as `labels_among` and `draw_support` make them.
+
+    Raises:
+      ValueError: for a batch of no example, or labels as `by_class` refuses them.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    check_splits(data, num_classes)
+
+    def draws(key, num_steps, variety):
+        if not variety or "classes" not in variety:
+            raise ValueError(
+                "variety: expected `classes`, those of each run in the order of the network's outputs, got none"
+            )
+        classes = variety["classes"]
+        if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
+            got = f"shape {classes.shape} of {classes.dtype}"
+            raise ValueError(f"variety['classes']: expected integers [ways] for each run, got {got}")
+        return {
+            "key": jax.random.split(key, num_steps),
+            "classes": jnp.broadcast_to(classes, (num_steps, len(classes))),
+        }
+
+    def loss(weights, data, draw):
+        examples: ByClass = data["train"]
+        key_class, key_example = jax.random.split(draw["key"])
+        labels = jax.random.randint(key_class, (batch_size,), 0, len(draw["classes"]))
+        c = draw["classes"][labels]
+        index = examples.start[c] + jax.random.randint(key_example, (batch_size,), 0, examples.count[c])
+        logits = network.apply(weights, as_inputs(examples.inputs[index]))
+        check_logits(logits, len(draw["classes"]))
+        return _cross_entropy(logits, labels).mean()
+
+    def evaluate(weights, split):
+        inputs, labels = split
+        logits = network.apply(weights, as_inputs(jnp.asarray(inputs)))
+        counts = labels >= 0
+        mean = lambda values: jnp.sum(jnp.where(counts, values, 0.0)) / counts.sum()
+        return {"loss": mean(_cross_entropy(logits, labels)), "accuracy": mean(logits.argmax(-1) == labels)}
+
+    examples = {split: by_class(*parts, num_classes) for split, parts in data.items()}
+    return Task(examples, lambda key, variety=None: network.init(key), draws, loss, evaluate)
+
+
+def _cross_entropy(logits, labels) -> Float[Array, " batch"]:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))

@@ -1,0 +1,201 @@
+"""Learning to be trained: initial weights from which a few steps on a new task lead far; and training itself, as a generator.
+
+Tasks are met as episodes: a support set to take steps on, and a query set to judge by. `draw(key, data) -> (support, query)`
+draws one, `loss(w, examples) -> scalar` is that of flat weights on either.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from gfm_jax.base import Generator
+from gfm_jax.checks import check_count
+from gfm_jax.fitting import fit as minimise
+from gfm_jax.flows.flow_data import adam_on_cosine
+
+__all__ = ["adapt", "adaptation", "adapted", "maml", "reptile"]
+
+
+def adapt(
+    loss: Callable[[Array, PyTree], Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    weights: Float[Array, " dim"],
+    examples: PyTree,
+) -> Float[Array, " dim"]:
+    r"""Steps of an optimizer on all examples of a support set.
+
+    .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla \ell(w_k; \text{support}))
+
+    Args:
+      loss: `(w, examples) -> scalar`.
+      optimizer: any optax transformation.
+      num_steps: at least 0.
+      weights: of one network, to start from.
+      examples: the support set.
+
+    Returns:
+      The weights after the last step.
+    """
+    check_count("num_steps", num_steps, least=0)
+    step = lambda carry, _: (_step(loss, optimizer, examples, carry), None)
+    return jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)[0][0]
+
+
+def adaptation(
+    loss: Callable[[Array, PyTree], Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    weights: Float[Array, " dim"],
+    examples: PyTree,
+) -> Float[Array, "steps dim"]:
+    """As `adapt`, with the weights before and after every step, [num_steps + 1, dim]."""
+    check_count("num_steps", num_steps, least=0)
+    step = lambda carry, _: (_step(loss, optimizer, examples, carry), carry[0])
+    (last, _), before = jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)
+    return jnp.concatenate([before, last[None]])
+
+
+def _step(loss, optimizer, examples, carry):
+    w, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(w, examples), state, w)
+    return optax.apply_updates(w, updates), state
+
+
+def adapted(
+    generator: Generator,
+    loss: Callable[[Array, PyTree], Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+) -> Generator:
+    """A generator whose networks then take steps downstream; of random initial weights, training from scratch.
+
+    Args:
+      generator: of weights.
+      loss, optimizer, num_steps: as in `adapt`.
+
+    Returns:
+      The generator; its `generate` needs `support=`, examples led by [num], one set for each network.
+    """
+
+    num_steps = check_count("num_steps", num_steps, least=0)
+
+    def generate(key, params, num, cond=None, *, support, **choices):
+        num = check_count("num", num)
+        wrong = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(support)} - {(num,)}
+        if wrong:
+            raise ValueError(f"support: expected one set for each of {num} networks, got leading axes {sorted(wrong)}")
+        weights = generator.generate(key, params, num, cond, **choices)
+        return _adapt_all(loss, optimizer, num_steps, weights, support)
+
+    return Generator(generator.fit, generate)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _adapt_all(loss, optimizer, num_steps, weights, support):
+    return jax.vmap(lambda w, examples: adapt(loss, optimizer, num_steps, w, examples))(weights, support)
+
+
+def maml(
+    init: Callable[[Array], Array],
+    loss: Callable[[Array, PyTree], Array],
+    draw: Callable[[Array, PyTree], Any],
+    *,
+    inner_rate: float = 0.01,
+    inner_steps: int = 1,
+    num_steps: int = 5000,
+    batch_size: int = 25,
+    peak_rate: float = 1e-3,
+) -> Generator:
+    r"""Initial weights that are good after a few steps of gradient descent on a new task.
+
+    .. math:: \min_w E_{\text{task}} \, \ell(U^k(w; \text{support}); \text{query}), \qquad
+       U(w) = w - \alpha \nabla \ell(w; \text{support})
+
+    with the gradient through the steps.
+
+    Args:
+      init: `(key) -> w [dim]`.
+      loss, draw: as the head of this file says.
+      inner_rate, inner_steps: alpha and k.
+      num_steps, batch_size, peak_rate: of Adam on a cosine, over batches of tasks.
+
+    Returns:
+      A generator of the one initialisation: `fit(key, data, ..., folder=None, progress=None)`, data the arrays that `draw`
+      reads.
+
+    Raises:
+      ValueError: for fewer than one inner step, or an inner rate that is not positive.
+
+    Model-agnostic meta-learning, arXiv 1703.03400, Algorithm 1.
+    """
+    _check_inner(inner_rate, inner_steps)
+
+    def objective(w, episode):
+        support, query = episode
+        return loss(adapt(loss, optax.sgd(inner_rate), inner_steps, w, support), query)
+
+    return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)
+
+
+def reptile(
+    init: Callable[[Array], Array],
+    loss: Callable[[Array, PyTree], Array],
+    draw: Callable[[Array, PyTree], Any],
+    *,
+    inner_rate: float = 0.01,
+    inner_steps: int = 10,
+    num_steps: int = 5000,
+    batch_size: int = 25,
+    peak_rate: float = 1e-3,
+) -> Generator:
+    r"""Initial weights that are near to where a few steps on any task lead.
+
+    .. math:: \min_w E_{\text{task}} \tfrac12 | w - U^k(w; \text{support}) |^2
+
+    without a gradient through the steps, so that the gradient is w - U^k(w).
+
+    Args, returns and raises: as `maml`; query sets are not looked at.
+
+    On first-order meta-learning algorithms, arXiv 1803.02999, its batched version.
+    """
+    _check_inner(inner_rate, inner_steps)
+
+    def objective(w, episode):
+        after = adapt(loss, optax.sgd(inner_rate), inner_steps, w, episode[0])
+        return jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
+
+    return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)
+
+
+def _check_inner(inner_rate, inner_steps):
+    check_count("inner_steps", inner_steps)
+    if not 0 < inner_rate < jnp.inf:
+        raise ValueError(f"inner_rate: expected more than 0, got {inner_rate}")
+
+
+def _initialisation(init, draw, objective, num_steps, batch_size, peak_rate):
+    """The generator of one set of weights, that minimises an objective over episodes."""
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
+
+    def sample(key, data):
+        return jax.vmap(lambda key: draw(key, data))(jax.random.split(key, batch_size))
+
+    def mean_over_tasks(w, key, episodes):
+        return jnp.mean(jax.vmap(lambda episode: objective(w, episode))(episodes)), {}
+
+    optimizer = adam_on_cosine(peak_rate, num_steps, 10.0)
+
+    def fit(key, data, cond=None, *, encoder_params=None, folder=None, progress=None):
+        key_init, key_fit = jax.random.split(key)
+        options = {"average": 0.99, "folder": folder, "progress": progress}
+        return minimise(key_fit, mean_over_tasks, init(key_init), data, sample, optimizer, num_steps, **options).params
+
+    generate = lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w)))
+    return Generator(fit, generate)
