@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfm_jax.datasets import load
+from gfm_jax.datasets import load_dataset
 from gfm_jax.flows.metrics import classifier_features, frechet
 from gfm_jax.weights import nearest_distance
 
@@ -25,7 +25,7 @@ class Images(NamedTuple):
 
 def check_images(dataset: str, num_train: int) -> None:
     """Raises DatasetNotAvailable without the images, and ValueError where there are too few of them to keep some for a test."""
-    num = sum(len(load(dataset, split)[0]) for split in ("train", "test"))
+    num = sum(len(load_dataset(dataset, split)[0]) for split in ("train", "test"))
     if num_train >= num:
         raise ValueError(f"num_train: expected fewer than the {num} images of {dataset}, got {num_train}")
 
@@ -34,7 +34,9 @@ def load_images(dataset: str, num_train: int, seed: int, classifier_steps: int) 
     """Images of a data set in a random order, the first `num_train` to learn from and at most as many to test by, and a
     classifier of the training images, by whose features all are seen."""
     check_images(dataset, num_train)
-    pixels, labels = (np.concatenate(parts) for parts in zip(load(dataset), load(dataset, "test"), strict=True))
+    pixels, labels = (
+        np.concatenate(parts) for parts in zip(load_dataset(dataset), load_dataset(dataset, "test"), strict=True)
+    )
     order = np.random.default_rng(seed).permutation(len(pixels))
     train, test = np.split(order[: 2 * num_train], [num_train])
     points = pixels.reshape(len(pixels), -1) / np.float32(255)

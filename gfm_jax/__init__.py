@@ -1,11 +1,23 @@
 """Learning the dynamics of training: record runs, learn the field that moves their weights, forecast where they end.
 
-Import what you need from its room: `gfm_jax.runs` records, `gfm_jax.forecasting` forecasts, `gfm_jax.weights` generates
-weights, `gfm_jax.flows` learns flows. `gfm_jax.base` holds the records that all of them speak.
+    import gfm_jax as gfm
+
+The names used most are here: `gfm.record_many`, `gfm.split`, `gfm.forecast`, `gfm.gradient_flow_matching` and the others
+that `dir(gfm)` lists. The rest is in a room for each question:
+
+    gfm.runs          training runs as data: tasks, the recorder, recordings on disk
+    gfm.forecasting   where will this run end?
+    gfm.weights       which weights for this task?
+    gfm.flows         from noise to data, and back
+    gfm.optimizers    how does training move?
+
+and `gfm.networks`, `gfm.datasets`, `gfm.solve`, `gfm.fitting`. `gfm.base` holds the records that all of them speak. A room is
+imported when it is first used.
 """
 
-from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Network, Task, Trajectory
-
-__all__ = ["Forecast", "Forecaster", "Horizon", "Layout", "Network", "Task", "Trajectory", "__version__"]
+import lazy_loader
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [*_names, "__version__"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["NAMES", "DatasetNotAvailable", "checkerboard", "eight_gaussians", "load", "two_moons"]
+__all__ = ["NAMES", "DatasetNotAvailable", "checkerboard", "eight_gaussians", "load_dataset", "two_moons"]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
 SPLITS = ("train", "test")
@@ -27,7 +27,9 @@ class DatasetNotAvailable(FileNotFoundError):
     """The data set is neither on this machine nor within reach; the message says what was tried and how to get it."""
 
 
-def load(name: str, split: str = "train", root: str | os.PathLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load_dataset(
+    name: str, split: str = "train", root: str | os.PathLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a data set.
 
     "digits" comes with scikit-learn: of its 1,797 images the first 1,437 are the training split. The others are looked for in
@@ -137,7 +139,7 @@ def _read_cifar_sheets(folder, split, exact):
 
 def _from_hub(name, split, tried):
     repository, column = _HUB[name]
-    script = f"import gfm_jax.datasets as d; d.load('{name}')"
+    script = f"import gfm_jax.datasets as d; d.load_dataset('{name}')"
     hint = f'put its files into a folder and set GFM_DATA_DIR; or, online: pip install datasets && python -c "{script}"'
     try:
         import datasets as hub

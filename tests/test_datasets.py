@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from gfm_jax.datasets import DatasetNotAvailable, checkerboard, eight_gaussians, load, two_moons
+from gfm_jax.datasets import DatasetNotAvailable, checkerboard, eight_gaussians, load_dataset, two_moons
 
 
 def test_digits():
-    (images, labels), (test_images, test_labels) = load("digits", "train"), load("digits", "test")
+    (images, labels), (test_images, test_labels) = load_dataset("digits", "train"), load_dataset("digits", "test")
     assert images.shape == (1437, 8, 8, 1)
     assert test_images.shape == (360, 8, 8, 1)
     assert images.dtype == np.uint8
@@ -34,12 +34,12 @@ def test_idx_files(tmp_path, monkeypatch, compress, subfolder):
     suffix = ".gz" if compress else ""
     write_idx(folder / f"t10k-images-idx3-ubyte{suffix}", images, compress)
     write_idx(folder / f"t10k-labels-idx1-ubyte{suffix}", labels, compress)
-    found, found_labels = load("mnist", "test", root=tmp_path)
+    found, found_labels = load_dataset("mnist", "test", root=tmp_path)
     np.testing.assert_array_equal(found[..., 0], images)
     assert found_labels.tolist() == [3, 9]
     if subfolder:
         monkeypatch.setenv("GFM_DATA_DIR", str(tmp_path))
-        assert load("mnist", "test")[0].shape == (2, 28, 28, 1)
+        assert load_dataset("mnist", "test")[0].shape == (2, 28, 28, 1)
 
 
 def test_truncated_idx_file(tmp_path):
@@ -48,7 +48,7 @@ def test_truncated_idx_file(tmp_path):
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="not a whole idx file"):
-        load("mnist", "test", root=tmp_path)
+        load_dataset("mnist", "test", root=tmp_path)
 
 
 def test_cifar_binary_batches(tmp_path):
@@ -56,7 +56,7 @@ def test_cifar_binary_batches(tmp_path):
     rows[:, 0], rows[1, 1], rows[1, 1025] = [1, 2, 3, 4], 7, 9  # the first pixel of the second image: red 7, green 9
     (tmp_path / "cifar-10-batches-bin").mkdir()
     rows.tofile(tmp_path / "cifar-10-batches-bin" / "test_batch.bin")
-    images, labels = load("cifar10", "test", root=tmp_path)
+    images, labels = load_dataset("cifar10", "test", root=tmp_path)
     assert images.shape == (4, 32, 32, 3)
     assert images[1, 0, 0].tolist() == [7, 9, 0]
     assert labels.tolist() == [1, 2, 3, 4]
@@ -67,7 +67,7 @@ def test_cifar_sheets(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 1024, 3), dtype=np.uint8)
     image.fromarray(pixels).save(tmp_path / "test_batch.png")
     (tmp_path / "test_lables.json").write_text(json.dumps([5, 6, 7]))
-    images, labels = load("cifar10", "test", root=tmp_path)
+    images, labels = load_dataset("cifar10", "test", root=tmp_path)
     np.testing.assert_array_equal(images, pixels.reshape(3, 32, 32, 3))
     assert labels.tolist() == [5, 6, 7]
 
@@ -79,7 +79,7 @@ def test_not_available_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     start = time.perf_counter()
     with pytest.raises(DatasetNotAvailable, match="GFM_DATA_DIR") as error:
-        load("fashion_mnist", root=tmp_path)
+        load_dataset("fashion_mnist", root=tmp_path)
     assert str(tmp_path) in str(error.value)
     assert time.perf_counter() - start < 5
 
@@ -87,7 +87,7 @@ def test_not_available_is_said_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "split", "match"), [("minst", "train", "name"), ("digits", "valid", "split")])
 def test_typos(name, split, match):
     with pytest.raises(ValueError, match=match):
-        load(name, split)
+        load_dataset(name, split)
 
 
 def test_checkerboard(key):

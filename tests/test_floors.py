@@ -4,8 +4,10 @@ import ast
 import importlib
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -93,6 +95,26 @@ def test_all_names_resolve(module):
     assert hasattr(loaded, "__all__"), f"{module} has no __all__"
     for name in loaded.__all__:
         assert hasattr(loaded, name), f"{module}.__all__ names {name}, which is not there"
+
+
+def test_what_is_imported_is_declared():
+    """And what is declared is imported; what a function imports on its first use may belong to an extra."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    names = {
+        "scikit-learn": "sklearn",
+        "orbax-checkpoint": "orbax",
+        "lazy-loader": "lazy_loader",
+        "ott-jax": "ott",
+        "pillow": "PIL",
+    }
+    name = lambda requirement: (lambda found: names.get(found, found))(re.match(r"[\w-]+", requirement)[0])
+    declared = set(map(name, project["dependencies"]))
+    extras = {name(one) for extra in ("experiments", "data", "ott") for one in project["optional-dependencies"][extra]}
+    found = {module.split(".")[0] for one in MODULES for module in imports(source(one))}
+    found |= {module.split(".")[0] for module in imports(ROOT / "__init__.py")}
+    found -= {*sys.stdlib_module_names, "gfm_jax"}
+    assert declared <= found
+    assert found <= declared | extras
 
 
 def test_import_is_light():

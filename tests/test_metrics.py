@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.datasets import checkerboard, load
+from gfm_jax.datasets import checkerboard, load_dataset
 from gfm_jax.flows.metrics import (
     classifier_features,
     exact_wasserstein,
@@ -200,7 +200,7 @@ def test_bad_input(key):
 
 
 def test_features_of_a_classifier(key):
-    images, labels = load("digits")
+    images, labels = load_dataset("digits")
     points = jnp.asarray(images.reshape(len(images), -1) / np.float32(255))
     train, rest = slice(0, 1152), slice(1152, None)
     features = classifier_features(

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Layout, Network, Task
-from gfm_jax.datasets import load
+from gfm_jax.datasets import load_dataset
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
 from gfm_jax.runs import ByClass, by_class, class_subsets, few_shot, record_many
@@ -121,11 +121,11 @@ def _module(config, shape):
 
 def _images(config, key):
     """Of the package's training split a fifth is for validation; its test split stays that."""
-    pixels, labels = load(config.dataset, "train")
+    pixels, labels = load_dataset(config.dataset, "train")
     order = np.asarray(jax.random.permutation(key, len(pixels)))
     cut = len(pixels) * 4 // 5
     parts = {name: (pixels[rows], labels[rows]) for name, rows in (("train", order[:cut]), ("validation", order[cut:]))}
-    parts["test"] = load(config.dataset, "test")
+    parts["test"] = load_dataset(config.dataset, "test")
     flat = {name: part[0].reshape(len(part[0]), -1).astype(np.float32) for name, part in parts.items()}
     mean, std = flat["train"].mean(), flat["train"].std()
     images = {name: by_class((flat[name] - mean) / std, parts[name][1], NUM_CLASSES) for name in parts}

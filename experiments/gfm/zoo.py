@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Network, Task, Trajectory
-from gfm_jax.datasets import load
+from gfm_jax.datasets import load_dataset
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.runs import SCHEDULES, classification, record_many, save_steps
 
@@ -118,7 +118,7 @@ def make_tasks(config) -> dict[str, Task]:
     Raises:
       ValueError: where `config.sizes` leaves nothing to train, to choose or to test on.
     """
-    parts = [load(config.dataset, split) for split in ("train", "test")]
+    parts = [load_dataset(config.dataset, split) for split in ("train", "test")]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order].astype(np.float32), labels[order]

@@ -9,7 +9,7 @@ import optax
 
 from experiments.integrators.flow import classify, descent, distances, exact_flow, stack
 from experiments.integrators.methods import ON_THE_FLOW
-from gfm_jax.datasets import load
+from gfm_jax.datasets import load_dataset
 
 __all__ = ["SEGMENTS", "measure_fidelity"]
 
@@ -19,7 +19,7 @@ SEGMENTS = 4  # of a run, from each of which a field learns a mean velocity
 def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
     """By method and number of gradients, from each start: the distance of a run's end to the flow's; and the error of the mean
     velocities of its segments against the flow from the same weights, relative, where segments are whole numbers of cycles."""
-    images, labels = load("digits")
+    images, labels = load_dataset("digits")
     some = slice(config.fidelity_images)
     problems = [classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
     gradient = problems[0].gradient  # of one and the same loss

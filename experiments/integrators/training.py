@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.integrators.methods import NUM_TRAIN, TRAINED
 from gfm_jax.base import Network, Task
-from gfm_jax.datasets import load
+from gfm_jax.datasets import load_dataset
 from gfm_jax.files import replacing
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import unravel
@@ -46,8 +46,8 @@ class Trained(NamedTuple):
 @functools.cache
 def task_of(name: str, batch_size: int) -> tuple[Task, Callable]:
     """Digits by a perceptron or a small convolutional network; and the tree of its weights from a flat vector."""
-    images, labels = load("digits")
-    test_images, test_labels = load("digits", "test")
+    images, labels = load_dataset("digits")
+    test_images, test_labels = load_dataset("digits", "test")
     shape = (-1, 8, 8, 1) if name == "cnn" else (-1, 64)
     scaled = lambda x: (x.reshape(shape) / 255).astype(np.float32)
     module = CNN((4, 8)) if name == "cnn" else MLP((32, 10))

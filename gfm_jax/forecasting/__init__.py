@@ -12,23 +12,16 @@ from gfm_jax.forecasting.displacement import (
 from gfm_jax.forecasting.evidence import log_of_loss
 from gfm_jax.forecasting.features import DIRECTIONS, from_first_motion, line_weights, observe
 from gfm_jax.forecasting.field import Coefficients, FieldParams, Move, check_widths, init_field, move
+from gfm_jax.forecasting.forecaster import forecast
 from gfm_jax.forecasting.gradient_flow_matching import forecast_windows, gradient_flow_matching
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
+from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
 from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable, sound_runs
-from gfm_jax.forecasting.windows import (
-    Windows,
-    cut,
-    cut_all,
-    draw_pairs,
-    draw_windows,
-    horizon_at,
-    merge,
-    prefix_of,
-    save_at,
-    thin,
-)
+from gfm_jax.forecasting.windows import Windows, cut, cut_all, draw_pairs, draw_windows, merge, thin
 
 __all__ = [
+    "forecast",
+    "horizon_at_step",
     "Coefficients",
     "DIRECTIONS",
     "FieldParams",

@@ -1,4 +1,4 @@
-"""A forecaster from its forecast of one run: input is checked, batches are mapped, and the program is compiled once."""
+"""Forecasts of a run or of a batch: input is checked, batches are mapped, and the program is compiled once."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,11 +8,12 @@ from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.checks import is_traced
-from gfm_jax.forecasting.validation import check_forecast, is_forecastable
+from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
+from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable
 from gfm_jax.forecasting.windows import Windows
 from gfm_jax.pytrees import map_rows
 
-__all__ = ["forecaster_of", "nothing_to_fit"]
+__all__ = ["forecast", "forecaster_of", "nothing_to_fit"]
 
 
 def forecaster_of(
@@ -69,3 +70,49 @@ def nothing_to_fit(
     """The fit of a forecaster in closed form: it has no parameters, and takes what other fits take."""
     del key, runs, losses, folder, mesh, progress
     return ()
+
+
+def forecast(
+    forecaster: Forecaster,
+    params: PyTree,
+    run: Trajectory,
+    *,
+    observed: float | None = None,
+    until: int | float | Array | None = None,
+) -> Forecast:
+    r"""The weights of a run, or of each of a batch of runs, at a step ahead of what was observed of it.
+
+    Use it on recorded runs and on your own; `prefix_of` and `horizon_at` say the same save by save. Ahead of the last recorded
+    save the learning rate is taken to stay what it is, so that the clock is
+
+    .. math:: t(m) = t_n + \eta_n (m - n)
+
+    Args:
+      forecaster, params: as fitted.
+      run: one run [saves, ...], or a batch [runs, saves, ...] with the same steps.
+      observed: the fraction of its steps that the forecast may look at, in (0, 1); None for all of them.
+      until: the step to forecast; None for the last that was recorded, which is ahead only where `observed` leaves it.
+
+    Returns:
+      Weights [dim], or [runs, dim]; with an interval where the forecaster was calibrated.
+
+    Raises:
+      ValueError: for a fraction or a step that leaves nothing ahead, steps that are traced, and as `check_forecast`.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from gfm_jax.forecasting import baselines
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
+    >>> task = linear_regression(jax.random.key(0), 20, 3)
+    >>> run = record(jax.random.key(1), task, optax.sgd, jnp.full(40, 0.1), save_steps(40, 8))
+    >>> forecast(baselines.linear(), (), run, observed=0.5).weights.shape
+    (3,)
+    >>> bool(jnp.isfinite(forecast(baselines.linear(), (), run, until=80).weights).all())
+    True
+    """
+    run = as_run(run, "run")
+    if is_traced(run.step):
+        raise ValueError(
+            "run.step: expected known steps, got traced ones; cut by prefix_of and horizon_at inside a trace"
+        )
+    prefix = run if observed is None else prefix_of(run, save_at(run, observed))
+    return forecaster.forecast(params, prefix, horizon_at(run, -1) if until is None else horizon_at_step(run, until))

@@ -19,8 +19,9 @@ from gfm_jax.forecasting.field import FieldParams, Move, check_widths, init_fiel
 from gfm_jax.forecasting.forecaster import forecaster_of
 from gfm_jax.forecasting.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
 from gfm_jax.forecasting.objectives import draw_moves, function_space, weight_space
+from gfm_jax.forecasting.prefix import horizon_at
 from gfm_jax.forecasting.recipe import OBJECTIVES, Recipe, run_displacement
-from gfm_jax.forecasting.windows import Windows, cut_all, horizon_at
+from gfm_jax.forecasting.windows import Windows, cut_all
 from gfm_jax.pytrees import map_rows
 
 __all__ = ["Params", "calibrate", "forecast_windows", "gradient_flow_matching"]

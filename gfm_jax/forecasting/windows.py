@@ -1,4 +1,4 @@
-"""Cuts of runs: an observed prefix, and a horizon ahead of it."""
+"""Windows of runs: each run as it was known at several of its saves, to fit a forecaster to."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from gfm_jax.compiling import quick_jit
 from gfm_jax.forecasting.curvature import landscape, metric
 from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
 from gfm_jax.forecasting.features import context
-from gfm_jax.forecasting.validation import as_run, save_index, sound_runs
+from gfm_jax.forecasting.prefix import save_at
+from gfm_jax.forecasting.validation import as_run, sound_runs
 
 __all__ = [
     "Pairs",
@@ -23,9 +24,6 @@ __all__ = [
     "cut_all",
     "draw_pairs",
     "draw_windows",
-    "horizon_at",
-    "prefix_of",
-    "save_at",
     "thin",
 ]
 
@@ -72,58 +70,6 @@ class Pairs(NamedTuple):
     x_t: Float[Array, " pairs"]
     weight: Float[Array, " pairs"]
     place: tuple[Int[Array, " pairs"], ...]  # (run, last observed save, coordinate)
-
-
-def save_at(run: Trajectory, fraction: float) -> int:
-    """Index of the save nearest to a fraction of the run's steps.
-
-    Raises:
-      ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction: expected a share of the run in (0, 1), got {fraction}")
-    steps = np.asarray(run.step).reshape(-1, run.step.shape[-1])[0]
-    index = int(np.abs(steps / steps[-1] - fraction).argmin())
-    if not 1 <= index < len(steps) - 1:
-        raise ValueError(
-            f"fraction: {fraction} of a run of {len(steps)} saves leaves {index + 1} observed and {len(steps) - 1 - index} "
-            "ahead; expected at least two observed and one ahead"
-        )
-    return index
-
-
-def prefix_of(run: Trajectory, last: int) -> Trajectory:
-    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not.
-
-    Args:
-      run: [saves, ...], or [runs, saves, ...].
-      last: index of the last observed save, negative from the end.
-
-    Raises:
-      ValueError: for an index that is out of range.
-    """
-    run = as_run(run)
-    by_save = run.step.ndim - 1
-    last = save_index(run.step.shape[-1], last)
-    known = run._replace(finite=None, layout=None, landscape=None)
-    known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
-    return known._replace(layout=run.layout)
-
-
-def horizon_at(run: Trajectory, save: int) -> Horizon:
-    """The moment of a save, of a run or of a batch of them; its rate is 1 where no learning rates were recorded.
-
-    Args:
-      run: [saves, ...], or [runs, saves, ...].
-      save: its index, negative from the end.
-
-    Raises:
-      ValueError: for an index that is out of range.
-    """
-    run = as_run(run)
-    save = save_index(run.step.shape[-1], save, name="save")
-    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
-    return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
 
 
 def cut(

@@ -1,5 +1,6 @@
 """Training runs as data: the tasks that are trained, recorded by the hundred and kept on disk."""
 
+from gfm_jax.runs.batches import split, take
 from gfm_jax.runs.classification import classification
 from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structures
 from gfm_jax.runs.few_shot import ByClass, by_class, class_subsets, draw_support, few_shot, labels_among
@@ -18,6 +19,8 @@ from gfm_jax.runs.storage import CorruptRecording, open_recording, record_to_dis
 from gfm_jax.runs.streamed import streamed
 
 __all__ = [
+    "split",
+    "take",
     "ByClass",
     "CorruptRecording",
     "PARTS",

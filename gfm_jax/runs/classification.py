@@ -20,8 +20,8 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
     Its `variety`: `label_noise`, the share of training labels replaced, once a run, by random ones; `data_noise`, the
     standard deviation of Gaussian noise added to inputs at each step; `init_scale`, a factor on the initial weights.
 
-    Inputs that are Booleans or integers of 8 or 16 bits (`uint8` images as `gfm_jax.datasets.load` gives them) are stored as
-    they are, and reach the network as float32 of the same numbers: 0..255, not scaled. Wider integers reach it as they are,
+    Inputs that are Booleans or integers of 8 or 16 bits (`uint8` images as `load_dataset` gives them) are stored as they
+    are, and reach the network as float32 of the same numbers: 0..255, not scaled. Wider integers reach it as they are,
     as indices for an embedding, unless noise is added.
 
     Args:

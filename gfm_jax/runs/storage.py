@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jaxtyping import Array
 from tqdm.auto import tqdm
@@ -399,7 +398,7 @@ def _count(name, value):
 
 
 def _dtype(about):
-    return np.dtype(getattr(ml_dtypes, about["dtype"], about["dtype"]))
+    return np.dtype(about["dtype"])
 
 
 def _is_dtype(name) -> bool:

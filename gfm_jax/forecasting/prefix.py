@@ -1,0 +1,95 @@
+"""Cuts of runs: an observed prefix, and a horizon ahead of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from gfm_jax.base import Horizon, Trajectory
+from gfm_jax.forecasting.validation import as_run, save_index
+
+__all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
+
+
+def save_at(run: Trajectory, fraction: float) -> int:
+    """Index of the save nearest to a fraction of the run's steps.
+
+    Raises:
+      ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction: expected a share of the run in (0, 1), got {fraction}")
+    steps = np.asarray(run.step).reshape(-1, run.step.shape[-1])[0]
+    index = int(np.abs(steps / steps[-1] - fraction).argmin())
+    if not 1 <= index < len(steps) - 1:
+        raise ValueError(
+            f"fraction: {fraction} of a run of {len(steps)} saves leaves {index + 1} observed and {len(steps) - 1 - index} "
+            "ahead; expected at least two observed and one ahead"
+        )
+    return index
+
+
+def prefix_of(run: Trajectory, last: int) -> Trajectory:
+    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...].
+      last: index of the last observed save, negative from the end.
+
+    Raises:
+      ValueError: for an index that is out of range.
+    """
+    run = as_run(run)
+    by_save = run.step.ndim - 1
+    last = save_index(run.step.shape[-1], last)
+    known = run._replace(finite=None, layout=None, landscape=None)
+    known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
+    return known._replace(layout=run.layout)
+
+
+def horizon_at(run: Trajectory, save: int) -> Horizon:
+    """The moment of a save, of a run or of a batch of them; its rate is 1 where no learning rates were recorded.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...].
+      save: its index, negative from the end.
+
+    Raises:
+      ValueError: for an index that is out of range.
+    """
+    run = as_run(run)
+    save = save_index(run.step.shape[-1], save, name="save")
+    rate = jnp.ones(run.time.shape) if run.learning_rate is None else run.learning_rate
+    return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
+
+
+def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
+    r"""The moment of a step, recorded or ahead of all that was: there the learning rate is taken to stay what it is.
+
+    .. math:: t(m) = t_n + \eta_n (m - n) \quad \text{beyond the last save } n
+
+    Between saves the clock is a straight line.
+
+    Args:
+      run: [saves, ...], or [runs, saves, ...]. Without learning rates, its rate is the slope of its clock at the end.
+      step: of the run, from 0 on.
+
+    Raises:
+      ValueError: for a known step that is negative, or not finite.
+    """
+    run = as_run(run)
+    if not isinstance(step, jax.core.Tracer) and not 0 <= step < np.inf:
+        raise ValueError(f"step: expected a number of updates from 0 on, got {step}")
+    step = jnp.asarray(step, jnp.float32)
+
+    def one(steps, time, rate):
+        steps, time = steps.astype(jnp.float32), time.astype(jnp.float32)
+        slope = (time[-1] - time[-2]) / (steps[-1] - steps[-2]) if len(steps) > 1 else jnp.ones(())
+        last = slope if rate is None else rate[-1].astype(jnp.float32)
+        next_save = jnp.minimum(jnp.searchsorted(steps, step), len(steps) - 1)
+        then = jnp.interp(step, steps, time) + last * jnp.maximum(step - steps[-1], 0)
+        return Horizon(step, then, last if rate is None else rate[next_save].astype(jnp.float32))
+
+    clock = run.step, run.time, run.learning_rate
+    clock = jax.tree.map(jnp.asarray, clock)
+    return jax.vmap(one)(*clock) if run.step.ndim == 2 else one(*clock)
