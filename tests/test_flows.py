@@ -161,6 +161,15 @@ def test_an_implicit_solver_with_its_controller():
     np.testing.assert_allclose(end, np.exp(-20), atol=1e-5)
 
 
+def test_a_solve_that_does_not_arrive_is_no_number():
+    """Its last point, of a time before t_1, came back as that of t_1, and as finite (wrong before 0.2)."""
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-9)
+    fast = lambda t, x: jnp.cos(1e6 * t) * jnp.ones_like(x)
+    end, info = solve_flow(fast, jnp.zeros(2), 0.0, 1.0, stepsize_controller=controller)
+    assert not info["finite"]
+    assert np.isnan(end).all()
+
+
 def test_times_that_are_traced_put_no_callback_into_the_program():
     """Same numbers, and a program for a machine that is not there (wrong before 0.2)."""
     flow = lambda t_0, t_1: solve_flow(lambda t, x: jnp.cos(t) * x, jnp.ones(2), t_0, t_1)[0]

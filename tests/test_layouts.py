@@ -40,7 +40,7 @@ class Module(nnx.Module):
     """Two layers in a list, a norm with statistics, and a layer that draws random numbers."""
 
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
+        self.layers = getattr(nnx, "List", list)([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
         self.bn = nnx.BatchNorm(4, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
 

@@ -78,5 +78,6 @@ def _along_row(width, padding):
 def max_pool(x):
     """Maximum over disjoint 2x2 squares of [..., height, width, channels]; an odd last row or column is dropped."""
     height, width = (size // 2 * 2 for size in x.shape[-3:-1])
-    x = jnp.maximum(x[..., 0:height:2, :, :], x[..., 1:height:2, :, :])
-    return jnp.maximum(x[..., 0:width:2, :], x[..., 1:width:2, :])
+    every_other = lambda x, start, size, axis: jax.lax.slice_in_dim(x, start, size, 2, axis % x.ndim)
+    x = jnp.maximum(every_other(x, 0, height, -3), every_other(x, 1, height, -3))
+    return jnp.maximum(every_other(x, 0, width, -2), every_other(x, 1, width, -2))
