@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gfm_jax.checks import as_float, check_count, check_finite, check_times, is_traced
+from gfm_jax.convolutions import fast_in_loops
 
 __all__ = ["log_likelihood", "solve_flow", "solve_flow_map", "solve_hybrid"]
 
@@ -76,7 +77,7 @@ def solve_flow(
     clock = jnp.result_type(start, end, step)  # as diffrax has it
     clock = clock if jnp.issubdtype(clock, jnp.floating) else jnp.result_type(float)
     x_0 = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(leaf, clock)), x_0)
-    field, closed_over = _open(field_of, clock, x_0)
+    field, closed_over = _open(fast_in_loops(field_of), clock, x_0)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         solver,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
 from gfm_jax.checkpoints import Checkpoint, is_begun, load, own, save, seconds_of
+from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.fingerprint import describe
 from gfm_jax.pytrees import auto_mesh, on_auto_mesh, place
 
@@ -221,7 +222,7 @@ def _take_steps(static, key, state, data, start, length):
     nothing = jax.tree.map(
         lambda one: jnp.zeros((chunk, *one.shape), one.dtype), says
     )  # no NaN: a debugger looks for them
-    return jax.lax.fori_loop(0, length, step, (state, nothing))
+    return jax.lax.fori_loop(0, length, fast_in_loops(step), (state, nothing))
 
 
 def _fast(params):

@@ -9,6 +9,7 @@ from experiments.run_folder import RunFolder
 from experiments.speed import flow_tables
 from experiments.speed.__main__ import time_everything
 from experiments.speed.config import PRESETS, check
+from experiments.speed.contestants import CONTESTANTS
 from experiments.speed.flows import FLOWS, LOSSES
 
 
@@ -43,16 +44,20 @@ def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
     assert "torchdiffeq is not installed: its rows are left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["flow_steps", "companions"])
+@pytest.mark.parametrize("name", ["flow_steps", "companions", "convolutional_runs", "unet_steps"])
 def test_what_is_timed_runs(name):
     sizes = {
         "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "losses": LOSSES, "rounds": 1},
         "companions": {"side": 4, "channels": (8,), "batch": 4, "counts": (1, 8), "rounds": 1},
+        "convolutional_runs": {"batch": 4, "num_steps": 2, "rounds": 1},
+        "unet_steps": {"side": 4, "channels": (8,), "batch": 4, "num_steps": 2, "rounds": 1},
     }
-    seconds = FLOWS[name](**sizes[name])["seconds"]
+    seconds = CONTESTANTS[name](**sizes[name])["seconds"]
     rows = {
         "flow_steps": ["flow_matching", *LOSSES, "matrix_products"],
         "companions": ["1", "8"],
+        "convolutional_runs": ["plain step", "record, one run", "record, 16 runs"],
+        "unet_steps": ["plain step", "fit"],
     }
     assert list(seconds) == rows[name]
     assert all(len(of_row) == 1 and of_row[0] > 0 for of_row in seconds.values())

@@ -27,6 +27,7 @@ FLOORS = {
     "checks": 1.4,
     "pytrees": 1.5,
     "compiling": 1.5,
+    "convolutions": 1.5,
     "files": 1.5,
     "fingerprint": 1.5,
     "checkpoints": 1.7,

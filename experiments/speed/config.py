@@ -46,6 +46,8 @@ class Config:
     image_channels: tuple[int, ...] = (16, 32)
     image_batch: int = 16
     companions: tuple[int, ...] = (1, 256, 1024)
+    convolution_steps: int = 10
+    """Steps of convolutional networks, in a loop and one by one."""
 
 
 PRESETS = {
@@ -75,6 +77,7 @@ PRESETS = {
         image_channels=(8,),
         image_batch=8,
         companions=(1,),
+        convolution_steps=2,
     ),
     "laptop": Config(),
     "paper": Config(
@@ -126,6 +129,6 @@ def check(config: Config) -> None:
 HEADS = ("tensor", "coordinate")
 COUNTS = (
     "num_runs", "num_steps", "save_every", "chunk", "loop_runs", "rounds", "width", "num_saves", "flow_rounds", "flow_width",
-    "flow_batch", "flow_steps", "small_steps", "flow_samples", "image_side", "image_batch",
+    "flow_batch", "flow_steps", "small_steps", "flow_samples", "image_side", "image_batch", "convolution_steps",
 )  # fmt: skip
 LISTS = ("scaling_runs", "scaling_steps", "streaming_runs", "companions")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 from experiments.speed.contestants import CONTESTANTS
-from experiments.speed.flows import FLOWS
 
 __all__ = ["time_contestant"]
 
@@ -14,7 +13,7 @@ __all__ = ["time_contestant"]
 def time_contestant(config, contestant: str, size: dict) -> dict:
     """What a contestant reports of itself; where `config.apart` is false, here, which tells only that it runs."""
     if not config.apart:
-        return (CONTESTANTS | FLOWS)[contestant](**size)
+        return CONTESTANTS[contestant](**size)
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": "1",

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 
+from experiments.speed.convolutions import CONVOLUTIONS
 from experiments.speed.flows import FLOWS
 
 __all__ = ["CONTESTANTS"]
@@ -204,10 +205,11 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
     return {"seconds": seconds, "step_seconds": step_seconds, "num_weights": int(run.weights.shape[-1])}
 
 
-CONTESTANTS = {f.__name__: f for f in (gfm_jax, matrix_products, torch_func, torch_loop, streaming, forecast)}
+OF_RUNS = {f.__name__: f for f in (gfm_jax, matrix_products, torch_func, torch_loop, streaming, forecast)}
+CONTESTANTS = OF_RUNS | FLOWS | CONVOLUTIONS
 
 
 if __name__ == "__main__":
     if hasattr(os, "sched_setaffinity"):  # before any thread is started
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(json.dumps((CONTESTANTS | FLOWS)[sys.argv[1]](**json.loads(sys.argv[2]))))
+    print(json.dumps(CONTESTANTS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -11,7 +11,7 @@ __all__ = ["time_flows"]
 
 
 def time_flows(folder, config) -> None:
-    """Losses against each other, peers, one jump, the exact field and companions."""
+    """Losses against each other, peers, one jump, the exact field, companions, and convolutions in loops."""
     rounds = {"rounds": config.flow_rounds}
     large = {"width": config.flow_width, "depth": 4, "batch": config.flow_batch, "num_steps": config.flow_steps}
     small = {"width": min(config.flow_width, 256), "depth": 3}
@@ -27,6 +27,9 @@ def time_flows(folder, config) -> None:
     _beside(folder, config, "euler_steps", "torchdiffeq", "100 steps", samples)
     _in_one_process(folder, config, "closed_form", {"num": num, "dim": dim, "num_queries": num_queries} | rounds)
     _in_one_process(folder, config, "companions", images | {"counts": config.companions} | rounds)
+    steps = {"num_steps": config.convolution_steps} | rounds
+    _in_one_process(folder, config, "convolutional_runs", {"batch": 64} | steps)
+    _in_one_process(folder, config, "unet_steps", images | steps)
 
 
 def _in_one_process(folder, config, contestant, size):

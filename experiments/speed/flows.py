@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 
-__all__ = ["FLOWS", "LOSSES", "NUM_IMAGES"]
+__all__ = ["FLOWS", "LOSSES", "NUM_IMAGES", "in_turn"]
 
 NUM, DIM = 20_000, 2  # points to learn from
 NUM_IMAGES = 2048
 
 
-def _in_turn(rounds: int, runs: dict) -> dict[str, list[float]]:
+def in_turn(rounds: int, runs: dict) -> dict[str, list[float]]:
     """Seconds of every one, in every round, after a call of each that compiles."""
     for run in runs.values():
         run()
@@ -60,7 +60,7 @@ def flow_steps(width: int, depth: int, batch: int, num_steps: int, losses: list[
         objective, stop = LOSSES[row]
         generators[row] = self_distilled_flow_map(network, objective, stop=stop, diagonal_share=0.75, **recipe)
     runs = _fits(_points(), generators) | {"matrix_products": _products(width, depth, batch, num_steps)}
-    return {"seconds": {name: [s / num_steps for s in seconds] for name, seconds in _in_turn(rounds, runs).items()}}
+    return {"seconds": {name: [s / num_steps for s in seconds] for name, seconds in in_turn(rounds, runs).items()}}
 
 
 def _products(width, depth, batch, num_steps):
@@ -92,7 +92,7 @@ def flow_matching(width: int, depth: int, batch: int, num_steps: int) -> dict:
     from gfm_jax.networks import TimeMLP
 
     generator = empirical_flow_matching(TimeMLP((width,) * depth), num_steps=num_steps, batch_size=batch)
-    seconds = _in_turn(1, _fits(_points(), {"ours": generator}))["ours"][0]
+    seconds = in_turn(1, _fits(_points(), {"ours": generator}))["ours"][0]
     return {"seconds": seconds / num_steps}
 
 
@@ -128,7 +128,7 @@ def torchcfm(width: int, depth: int, batch: int, num_steps: int) -> dict:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
 
-    return {"seconds": _in_turn(1, {"torch": train})["torch"][0] / num_steps}
+    return {"seconds": in_turn(1, {"torch": train})["torch"][0] / num_steps}
 
 
 def sampling(width: int, depth: int, num: int, num_steps: int, rounds: int) -> dict:
@@ -142,13 +142,13 @@ def sampling(width: int, depth: int, num: int, num_steps: int, rounds: int) -> d
     key, repeats = jax.random.key(0), 20
     params = generator.fit(key, _points())
     jumps = lambda: [jax.block_until_ready(generator.generate(key, params, num)) for _ in range(repeats)]
-    found = _in_turn(rounds, {"one_jump": jumps, "euler_steps": _euler(width, depth, num, num_steps)})
+    found = in_turn(rounds, {"one_jump": jumps, "euler_steps": _euler(width, depth, num, num_steps)})
     return {"seconds": found | {"one_jump": [seconds / repeats for seconds in found["one_jump"]]}}
 
 
 def euler_steps(width: int, depth: int, num: int, num_steps: int) -> dict:
     """Our Euler steps, for the comparison with torchdiffeq."""
-    return {"seconds": _in_turn(1, {"ours": _euler(width, depth, num, num_steps)})["ours"][0]}
+    return {"seconds": in_turn(1, {"ours": _euler(width, depth, num, num_steps)})["ours"][0]}
 
 
 def _euler(width, depth, num, num_steps):
@@ -175,7 +175,7 @@ def torchdiffeq(width: int, depth: int, num: int, num_steps: int) -> dict:
     def solve():
         return odeint(velocity, x_0, ends, method="euler", options={"step_size": 1 / num_steps})
 
-    return {"seconds": _in_turn(1, {"torch": solve})["torch"][0]}
+    return {"seconds": in_turn(1, {"torch": solve})["torch"][0]}
 
 
 def closed_form(num: int, dim: int, num_queries: int, rounds: int) -> dict:
@@ -195,7 +195,7 @@ def closed_form(num: int, dim: int, num_queries: int, rounds: int) -> dict:
         "closed_form": lambda: jax.block_until_ready(compiled(data, x)),
     }
     memory = compiled.memory_analysis()
-    return {"seconds": _in_turn(rounds, runs), "mb_beyond_data": memory.temp_size_in_bytes / 2**20}
+    return {"seconds": in_turn(rounds, runs), "mb_beyond_data": memory.temp_size_in_bytes / 2**20}
 
 
 def companions(side: int, channels: tuple[int, ...], batch: int, counts: tuple[int, ...], rounds: int) -> dict:
@@ -206,7 +206,7 @@ def companions(side: int, channels: tuple[int, ...], batch: int, counts: tuple[i
     data = np.random.default_rng(0).normal(size=(NUM_IMAGES, side * side * 3)).astype(np.float32)
     network = UNet((side, side, 3), tuple(channels))
     generators = {str(num): empirical_flow_matching(network, num, num_steps=1, batch_size=batch) for num in counts}
-    return {"seconds": _in_turn(rounds, _fits(data, generators))}
+    return {"seconds": in_turn(rounds, _fits(data, generators))}
 
 
 FLOWS = {

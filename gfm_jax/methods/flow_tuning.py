@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
 from gfm_jax.checks import check_count
+from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.losses import adjoint_matching_targets
 from gfm_jax.methods.flow_data import check_conditions
 from gfm_jax.methods.flow_to_learn import FlowToLearnParams
@@ -181,7 +182,7 @@ def _descend(key, params, objective, recipe):
 
     def step(carry, key):
         network, state = carry
-        updates, state = optimizer.update(jax.grad(objective)(network, key), state, network)
+        updates, state = optimizer.update(fast_in_loops(jax.grad(objective))(network, key), state, network)
         return (optax.apply_updates(network, updates), state), None
 
     start = params.flow.network

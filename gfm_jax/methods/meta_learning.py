@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
 from gfm_jax.checks import check_count
+from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.methods.flow_data import adam_on_cosine
 from gfm_jax.training import fit as minimise
 
@@ -63,7 +64,7 @@ def adaptation(
 
 def _step(loss, optimizer, examples, carry):
     w, state = carry
-    updates, state = optimizer.update(jax.grad(loss)(w, examples), state, w)
+    updates, state = optimizer.update(fast_in_loops(jax.grad(loss))(w, examples), state, w)
     return optax.apply_updates(w, updates), state
 
 

@@ -1,5 +1,6 @@
 """The training loss around a point: its gradient, and what a few products with its Hessian say about the way down."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Landscape, Trajectory
+from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.trajectories.validation import as_run
 
 __all__ = ["NUM_KRYLOV", "landscape", "metric", "survey", "unknown_landscape"]
@@ -29,6 +31,10 @@ def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array
       weights: where, w_n.
       metric: P, the positive diagonal by which the optimizer multiplies a gradient.
     """
+    return fast_in_loops(functools.partial(_landscape, loss))(weights, metric)
+
+
+def _landscape(loss, weights, metric):
     (value, gradient), linear = jax.linearize(jax.value_and_grad(loss), weights)
     root = jnp.sqrt(metric)
     hessian = lambda q: root * linear(root * q)[1]  # P^1/2 H P^1/2, which is symmetric

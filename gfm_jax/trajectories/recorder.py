@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.base import Task, Trajectory
 from gfm_jax.compiling import quick_jit
+from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 from gfm_jax.optimizers.wide import wide
 from gfm_jax.pytrees import layout_of, place, ravel
@@ -100,7 +101,8 @@ def record(
     plan = _plan_of(optimizer, _weights_of(task.init, key, variety))
     _warn_of(plan, keep)
     weights, draws = _start(key, task, learning_rate.shape[-1], variety)
-    return _train(weights, draws, task.loss, task.data, optimizer, plan, learning_rate, saves, keep, dtype)
+    train = lambda *run: _train(*run[:2], task.loss, task.data, optimizer, plan, run[2], saves, keep, dtype)
+    return fast_in_loops(train)(weights, draws, learning_rate)
 
 
 def _start(key, task, num_steps, variety):
@@ -530,7 +532,7 @@ def _train_many(static, data, weights, draws, learning_rate):
         num_runs = runs[2].shape[0]
         return jax.vmap(one)(runs) if chunk is None or chunk >= num_runs else jax.lax.map(one, runs, batch_size=chunk)
 
-    return _over_runs(train, mesh, data)((weights, draws, learning_rate))
+    return _over_runs(fast_in_loops(train), mesh, data)((weights, draws, learning_rate))
 
 
 def _over_runs(function, mesh, *shared):
