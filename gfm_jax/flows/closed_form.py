@@ -109,6 +109,9 @@ def _posterior(known: _Centred, t, x, interpolant, source, chunk):
         points = (jax.lax.dynamic_slice_in_dim(data, start, size) - centre[None]) * shrink
         halves = jnp.sum(points**2, axis=1) / 2
         logits = jnp.matmul(points, towards, precision=HIGHEST) - beta**2 * (scale / far) * halves
+        # Computed once: a compiler that computed them again, with another rounding, for the sum of the weights than for the
+        # weighted sum would be off by the rounding times the sharpness, which near the end is millions.
+        logits = jax.lax.optimization_barrier(logits)
         top = logits.max()
         weights = lambda top: jnp.where(fresh, jnp.exp((logits - top) * sharpness), 0)
         return top, weights, lambda weights: jnp.matmul(weights, points, precision=HIGHEST)
