@@ -23,7 +23,8 @@ def fast_in_loops(function: Callable) -> Callable:
     `jax.vmap` over kernels makes.
 
     Use it on a whole step, with its gradient and its `jax.vmap`, not on a loss that is differentiated later: derivatives of
-    a convolution are convolutions of another order. On a GPU or TPU, and without a convolution, it is the function itself.
+    a convolution are convolutions of another order. On a GPU or TPU it is the function itself, and without a convolution
+    the same program.
 
     Args:
       function: pure, of arrays alone. Convolutions inside `jax.custom_jvp`, `jax.custom_vjp` and `jax.shard_map` stay as they

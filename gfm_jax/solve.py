@@ -49,8 +49,8 @@ def solve_flow(
       stepsize_controller: such as `diffrax.PIDController(rtol=1e-5, atol=1e-5)`; steps of one length by default.
 
     Returns:
-      x(t_1), and `{"finite": ...}`: a solve that diverged is a value, not an exception. One that did not come to t_1, for its
-      controller asked for too many steps or its solver found no root, is NaN.
+      x(t_1), and `{"finite": ...}`: a solve that diverged is a value, not an exception. A solve that stopped before t_1
+      gives NaN: its controller asked for too many steps, or its solver found no root.
 
     Raises:
       ValueError: for a number of steps that is no integer above 0, a time that is not finite, a velocity of another shape than
@@ -91,8 +91,8 @@ def solve_flow(
         max_steps=num_steps + 1 if stepsize_controller is None else MOST_STEPS,  # rounding may leave a sliver of a step
         throw=False,
     )
-    there = solution.result == diffrax.RESULTS.successful  # not so after 4096 steps short of t_1, or without a root
-    x_1 = jax.tree.map(lambda saved: jnp.where(there, saved[-1], jnp.nan), solution.ys)
+    arrived = solution.result == diffrax.RESULTS.successful  # false after too many steps, or where no root was found
+    x_1 = jax.tree.map(lambda saved: jnp.where(arrived, saved[-1], jnp.nan), solution.ys)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x_1)]).all()
     return x_1, {"finite": finite}
 

@@ -144,8 +144,8 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
 
 
 def _mean_since(origin, rows, taken):
-    """The mean of the rows that are taken, less the origin: row by row, exact where nothing moved, and nothing of the size of
-    all rows is written."""
+    """The mean of the rows that are taken, less the origin. It is summed row by row: zero where nothing moved, and without a
+    temporary array of the size of all rows."""
     add = lambda total, row: (total + jnp.where(row[0], row[1].astype(jnp.float32) - origin, 0), None)
     total, _ = jax.lax.scan(add, jnp.zeros_like(origin), (taken, rows))
     return total / taken.sum()

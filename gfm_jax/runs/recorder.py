@@ -101,7 +101,10 @@ def record(
     plan = _plan_of(optimizer, _weights_of(task.init, key, variety))
     _warn_of(plan, keep)
     weights, draws = _start(key, task, learning_rate.shape[-1], variety)
-    train = lambda *run: _train(*run[:2], task.loss, task.data, optimizer, plan, run[2], saves, keep, dtype)
+
+    def train(weights, draws, rates):
+        return _train(weights, draws, task.loss, task.data, optimizer, plan, rates, saves, keep, dtype)
+
     return fast_in_loops(train)(weights, draws, learning_rate)
 
 
