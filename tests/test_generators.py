@@ -18,9 +18,9 @@ from gfm_jax.flows import (
     self_distilled_flow_map,
     trigonometric,
 )
-from gfm_jax.flows.empirical_flow_matching import VelocityRecipe, _objective
+from gfm_jax.flows.flow_matching import VelocityRecipe, _objective
 from gfm_jax.flows.flow_data import IN_CACHE, flow_data
-from gfm_jax.flows.self_distilled_flow_map import OBJECTIVES
+from gfm_jax.flows.flow_map import OBJECTIVES
 from gfm_jax.networks import TimeMLP, UNet, init_network
 from gfm_jax.pytrees import map_rows
 from gfm_jax.solve import log_likelihood, solve_flow, solve_flow_map, solve_hybrid

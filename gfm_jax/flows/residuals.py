@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.flows.flow_map import jump
+from gfm_jax.flows.mean_velocity import jump
 
 __all__ = ["eulerian", "guided", "lagrangian", "progressive", "weighted_square"]
 
