@@ -1,7 +1,8 @@
 from . import base, datasets, fitting, flows, forecasting, networks, optimizers, pytrees, runs, solve, weights
-from .base import Forecast, Forecaster, Horizon, Layout, Network, Task, Trajectory
+from .base import Flow, Forecast, Forecaster, Horizon, Layout, Learner, Network, Task, Trajectory
 from .datasets import load_dataset
-from .flows import closed_form_velocity, empirical_flow_matching, self_distilled_flow_map
+from .fitting import fit
+from .flows import closed_form_velocity, empirical_flow_matching, flow_map, flow_matching, sample
 from .forecasting import (
     forecast,
     gradient_flow_matching,
@@ -32,10 +33,12 @@ from .solve import solve_flow
 from .weights import audit, autoencoder, canonical, chain, find_symmetry, flow_to_learn, pca
 
 __all__ = [
+    "Flow",
     "Forecast",
     "Forecaster",
     "Horizon",
     "Layout",
+    "Learner",
     "Network",
     "Task",
     "Trajectory",
@@ -53,7 +56,10 @@ __all__ = [
     "explicit_runge_kutta",
     "few_shot",
     "find_symmetry",
+    "fit",
     "fitting",
+    "flow_map",
+    "flow_matching",
     "flow_to_learn",
     "flows",
     "forecast",
@@ -81,8 +87,8 @@ __all__ = [
     "record_to_disk",
     "rk4",
     "runs",
+    "sample",
     "save_steps",
-    "self_distilled_flow_map",
     "solve",
     "solve_flow",
     "split",

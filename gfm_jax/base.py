@@ -1,7 +1,7 @@
 """The grammar: the records that every floor of the house speaks, on one page.
 
 Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
-Records of functions (`Interpolant`, `Network`, `Forecaster`, `Encoder`, `Generator`, `OptimizerField`) are closed over. A
+Records of functions (`Learner`, `Flow`, `Codec`, `Generator`, `Forecaster`, `Network`, `OptimizerField`) are closed over. A
 `Task` is both: its `data` cross, its functions are closed over.
 
 A point `x: [dim]` may be a sample, a latent code, a whole weight vector, or one coordinate of it. Functions act on ONE
@@ -11,14 +11,17 @@ point or ONE run; the caller maps them with `jax.vmap`.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = [
+    "Codec",
     "Context",
-    "Encoder",
+    "Defaults",
+    "Flow",
     "Forecast",
     "Forecaster",
     "Generator",
@@ -26,12 +29,109 @@ __all__ = [
     "Interpolant",
     "Landscape",
     "Layout",
+    "Learner",
     "Network",
     "OptimizerField",
     "PathSample",
+    "Procedure",
     "Task",
     "Trajectory",
 ]
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+class Init(Protocol):
+    def __call__(self, key: Array, data: Any, /) -> PyTree: ...
+
+
+class Sample(Protocol):
+    def __call__(self, key: Array, data: Any, /) -> PyTree: ...
+
+
+class Loss(Protocol):
+    def __call__(self, params: Any, key: Array, batch: Any, /) -> tuple[Array, dict[str, Array]]: ...
+
+
+class Defaults(NamedTuple):
+    """How a learner is fitted where `fit` is told nothing else.
+
+    Attributes:
+      num_steps: optimizer steps.
+      learning_rate: peak of the default optimizer's schedule.
+      optimizer: `(learning_rate, num_steps) -> optax transformation`.
+      ema_decay: decay of the running average of the parameters, in [0, 1).
+    """
+
+    num_steps: int
+    learning_rate: float
+    optimizer: Callable[[float, int], optax.GradientTransformation]
+    ema_decay: float = 0.999
+
+
+class Learner(NamedTuple):
+    """How parameters are learned by gradients: what `gfm_jax.fit` needs to know of a method.
+
+    Attributes:
+      init: `(key, data) -> params`, where a fit starts.
+      sample: `(key, data) -> batch`, the examples of one step.
+      loss: `(params, key, batch) -> (scalar, info)`, info a dict of scalars.
+      config: the choices that made these functions, by name: hashable values. Two learners of equal configs share one
+        compiled program. None for functions that are compared themselves.
+      defaults: of the optimizer; None where `fit` has to be told.
+      prepare: `(key, data) -> data` as the other functions take it: checked and brought into arrays, once.
+      resume: `(start, data) -> params`, where a fit goes on from the parameters of another one.
+      frozen: names of fields of params, at any depth, that stay as `init` made them.
+    """
+
+    init: Init
+    sample: Sample
+    loss: Loss
+    config: dict[str, Any] | None = None
+    defaults: Defaults | None = None
+    prepare: Callable[[Array, Any], Any] = lambda key, data: data
+    resume: Callable[[Any, Any], PyTree] = lambda start, data: start
+    frozen: tuple[str, ...] = ()
+
+
+class Procedure(NamedTuple):
+    """Another way to find parameters than one descent: in closed form, or by several fits one after the other.
+
+    Attributes:
+      fit: `(key, data, *, folder, progress) -> params`, the last two as `gfm_jax.fit` has them, for its long parts.
+      config: the choices that made it, by name.
+    """
+
+    fit: Callable[..., PyTree]
+    config: dict[str, Any] | None = None
+
+
+# --- flows ------------------------------------------------------------------------------------------------------------
+
+
+class Velocity(Protocol):
+    def __call__(self, params: Any, t: Any, x: Array, cond: Array | None = None, /) -> Array: ...
+
+
+class FlowMap(Protocol):
+    def __call__(self, params: Any, s: Any, t: Any, x: Array, cond: Array | None = None, /) -> Array: ...
+
+
+class Flow(NamedTuple):
+    """A law of points that is reached from a source by following a velocity.
+
+    Attributes:
+      learner: how it is fitted.
+      velocity: `(params, t, x, cond) -> dx/dt`, of one point.
+      flow_map: `(params, s, t, x, cond) -> X_{s,t}(x)`, of one point; None for a flow that has only a velocity.
+      guided: `(strength) -> Flow` under classifier-free guidance; None for a flow that was not fitted for it.
+    """
+
+    learner: Learner
+    velocity: Velocity
+    flow_map: FlowMap | None = None
+    guided: Callable[[Any], "Flow"] | None = None
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -210,41 +310,36 @@ class Forecaster(NamedTuple):
     forecast: Callable[[PyTree, Trajectory, Horizon], Forecast]
 
 
-# --- encoders ---------------------------------------------------------------------------------------------------------
+# --- weights of networks ----------------------------------------------------------------------------------------------
 
 
-class Encoder(NamedTuple):
-    """A way to write weights as codes, and back.
+class Codec(NamedTuple):
+    """A way to write the weights of a network as a short code, and back.
 
     Attributes:
-      fit: `(key, weights [num, dim], *, folder=None, progress=None) -> params`; what takes long leaves in the folder what a
-        second call goes on from, and shows its progress under that name.
+      learner: how it is fitted to weights [num, dim].
       encode: `(params, w [dim]) -> z [codes]`, of one network.
       decode: `(params, z) -> w`.
     """
 
-    fit: Callable[..., PyTree]
+    learner: Learner | Procedure
     encode: Callable[[PyTree, Array], Array]
     decode: Callable[[PyTree, Array], Array]
 
 
-# --- generators -------------------------------------------------------------------------------------------------------
-
-
 class Generator(NamedTuple):
-    """A model that draws new points like those it was fitted to.
+    """A model that draws new weights of networks like those it was fitted to.
 
     Attributes:
-      fit: `(key, data, cond=None, ...) -> params`, data [num, dim] and, where there are conditions, cond [num, conditions].
-      generate: `(key, params, num, cond=None, ...) -> [num, dim]`.
-      velocity: `(params, t, x, cond) -> dx/dt`, of one point; None for those that do not flow.
-      flow_map: `(params, s, t, x, cond) -> X_{s,t}(x)`, of one point; None for those that have only a velocity.
+      learner: how it is fitted to weights [num, dim], a pair `(weights, cond [num, conditions])`, or `weights.Zoo`.
+      generate: `(key, params, num, cond=None) -> [num, dim]`.
+      velocity, flow_map: of codes, as a `Flow` has them; None for generators that do not flow.
     """
 
-    fit: Callable[..., PyTree]
+    learner: Learner | Procedure
     generate: Callable[..., Array]
-    velocity: Callable[..., Array] | None = None
-    flow_map: Callable[..., Array] | None = None
+    velocity: Velocity | None = None
+    flow_map: FlowMap | None = None
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

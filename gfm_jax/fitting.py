@@ -1,4 +1,4 @@
-"""Fitting parameters: one loop for every loss in the house."""
+"""`fit`: the one loop that learns parameters by gradients, for every method."""
 
 import contextlib
 import functools
@@ -6,8 +6,7 @@ import inspect
 import operator
 import pathlib
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,132 +15,218 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
+from gfm_jax.base import Learner, Procedure
 from gfm_jax.checkpoints import Checkpoint, is_begun, load, own, save, seconds_of
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.fingerprint import describe
 from gfm_jax.pytrees import auto_mesh, on_auto_mesh, place
 
-__all__ = ["Fitted", "fit", "seconds_of"]
+__all__ = ["FitInfo", "fit", "seconds_of"]
 
 
-class Fitted(NamedTuple):
-    """What a fit leaves.
+class FitInfo(NamedTuple):
+    """How a fit went.
 
     Attributes:
-      params: the averaged parameters.
-      last: the parameters after the last step.
       losses, gradient_norms: of every step.
-      info: what the loss said beside, of every step.
+      terms: what the loss said beside, of every step.
+      last: the parameters after the last step, not averaged.
       seconds: that the steps took, compilation included, over all parts of a fit that was stopped and resumed.
     """
 
-    params: PyTree
-    last: PyTree
     losses: Float[Array, " num_steps"]
     gradient_norms: Float[Array, " num_steps"]
-    info: PyTree
+    terms: PyTree
+    last: PyTree
     seconds: float
 
 
 def fit(
     key: Array,
-    loss: Callable[..., tuple[Array, dict]],
-    params: PyTree,
-    data: PyTree,
-    sample: Callable[[Array, PyTree], PyTree],
-    optimizer: optax.GradientTransformation | optax.MultiSteps,
-    num_steps: int,
+    method: Any,
+    data: Any,
     *,
-    average: float = 0.99,
-    chunk: int = 200,
+    num_steps: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
+    ema_decay: float | None = None,
+    start: PyTree | None = None,
     folder: str | pathlib.Path | None = None,
-    save_every: float = 30.0,
     mesh: jax.sharding.Mesh | None = None,
-    progress: str | bool | None = None,
-) -> Fitted:
-    r"""Minimises a loss over fresh batches.
+    progress: str | bool = False,
+    chunk: int = 200,
+    save_every: float = 30.0,
+) -> tuple[PyTree, FitInfo | None]:
+    r"""Fits the parameters of a method to data: a flow, a codec, a generator of weights, or a learner of your own.
 
     .. math:: \theta_{k+1} = \theta_k + \mathrm{update}(\nabla \ell(\theta_k; \text{batch}_k)), \qquad
        \bar\theta_{k+1} = a \bar\theta_k + (1 - a) \theta_{k+1}
 
     Step k draws its batch from `fold_in(key, k)`, so that a fit that is stopped and resumed ends at the same numbers, with the
-    same history. The average forgets its start: a is min(average, (1 + k) / (10 + k)); it is held in float32 at least.
+    same history. The average forgets its start: a is min(ema_decay, (1 + k) / (10 + k)); it is held in float32 at least.
 
     Args:
-      key: randomness of the batches and of the loss.
-      loss: `(params, key, batch) -> (scalar, info)`, info a pytree of scalars.
-      params: where to start: arrays of floats, a complex one as two; for `optax.lookahead` its `LookaheadParams`, of whose
-        fast ones the loss is.
-      data: arrays that `sample` draws from, each with at least one row.
-      sample: `(key, data) -> batch`, a pytree led by the examples.
-      optimizer: any optax transformation. Its `update` is given the arguments it asks for among `value`, `grad`, `value_fn`,
-        all of the loss on the step's batch, and `grad_fn`, the gradient elsewhere on that batch.
-      num_steps: steps to take, at least 1.
-      average: decay of the running average of the parameters, in [0, 1).
-      chunk: steps in one compiled call, between two looks at the outside world, at least 1.
+      key: randomness of the start, the batches and the loss.
+      method: a `Learner`, a `Procedure`, or what has one as its `learner`, such as `flow_map(network)` or `pca(32)`.
+      data: as the method says: points [num, dim], `(weights, cond)`, and so on.
+      num_steps: steps to take, at least 1; by default as many as the method says.
+      learning_rate: peak of the schedule of the method's default optimizer.
+      optimizer: any optax transformation in place of the default one. Its `update` is given the arguments it asks for among
+        `value`, `grad`, `value_fn`, all of the loss on the step's batch, and `grad_fn`, the gradient elsewhere on that batch.
+      ema_decay: decay of the running average of the parameters, in [0, 1).
+      start: parameters of an earlier fit to go on from. By default the learner's `init` makes them: arrays of floats, a complex
+        one as two; for `optax.lookahead` its `LookaheadParams`, of whose fast ones the loss is.
       folder: where to leave checkpoints, and to resume from what a killed fit left: a folder of its own. It holds beside them
         `fingerprint.json`, which tells the fit's key, data, start, steps, average, loss, sample and optimizer.
-      save_every: seconds between two checkpoints, which are left after a chunk; the end is always saved.
       mesh: devices to split each batch over, along its first axis; their number divides that of the batch.
-      progress: a name for the progress bar; True for one without a name of its own, None for no bar.
+      progress: a name for the progress bar; True for one without a name of its own, False for no bar.
+      chunk: steps in one compiled call, between two looks at the outside world, at least 1.
+      save_every: seconds between two checkpoints, which are left after a chunk; the end is always saved.
 
     Returns:
-      The averaged and the last parameters, the losses, norms and infos of all steps, and the seconds they took.
+      The averaged parameters, and how the fit went; None in its place for a `Procedure`.
 
     Raises:
       ValueError: for a number of steps or a chunk below 1, a decay outside [0, 1), parameters or data without numbers, what is
-        no optimizer, a loss that is not a scalar with infos, a batch that the mesh's devices do not divide; for a folder that
-        holds another fit, saying what differs, or anything else, or that another process writes to.
+        no optimizer or no learner, a loss that is not a scalar with infos, a batch that the mesh's devices do not divide; for
+        choices of an optimizer for a method that is a `Procedure`; for a folder that holds another fit, saying what differs,
+        or anything else, or that another process writes to; and as the method's own checks of its data.
       FloatingPointError: where the loss is no longer finite at the end of a chunk.
       OSError: where the disk is full.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from gfm_jax import Learner, fit
+    >>> mean = Learner(
+    ...     init=lambda key, data: jnp.zeros(2),
+    ...     sample=lambda key, data: jax.random.choice(key, data, (8,)),
+    ...     loss=lambda params, key, batch: (jnp.mean((params - batch) ** 2), {}),
+    ... )
+    >>> data = jnp.array([3.0, -1.0]) + 0.1 * jax.random.normal(jax.random.key(0), (100, 2))
+    >>> params, info = fit(jax.random.key(1), mean, data, optimizer=optax.adam(0.1), num_steps=200)
+    >>> params.round(1).tolist()
+    [3.0, -1.0]
     """
-    num_steps, chunk = _count("num_steps", num_steps), _count("chunk", chunk)
-    progress = {True: "fit", False: None}.get(progress, progress)
-    _check(average, params, data, optimizer, loss, sample)
-    params, data, key = on_auto_mesh((params, data, key))
-    identity = {} if folder is None else _identity(key, loss, params, data, sample, optimizer, num_steps, average)
-    state = _start(optimizer, params)
+    learner = getattr(method, "learner", method)
+    told = {
+        "num_steps": num_steps, "learning_rate": learning_rate, "optimizer": optimizer, "ema_decay": ema_decay, "start": start,
+    }  # fmt: skip
+    key_init, key_fit, key_data = jax.random.split(key, 3)
+    if isinstance(learner, Procedure):
+        if given := [name for name, value in told.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: expected None for a method that is not fitted by one descent")
+        return learner.fit(key, data, folder=folder, progress=progress), None
+    if not isinstance(learner, Learner):
+        raise ValueError(f"method: expected a Learner, or what has one, got {type(method).__name__}")
+    num_steps, ema_decay, optimizer, kind = _training(learner, num_steps, learning_rate, optimizer, ema_decay)
+    chunk = _count("chunk", chunk)
+    for name, function in (("loss", learner.loss), ("sample", learner.sample), ("init", learner.init)):
+        if not callable(function):
+            raise ValueError(f"{name}: expected a function, got {type(function).__name__}")
+    data = learner.prepare(key_data, data)
+    _check_data(data)
+    params = learner.init(key_init, data) if start is None else learner.resume(start, data)
+    _check_params(learner, params)
+    params, data, key_fit = on_auto_mesh((params, data, key_fit))
+    identity = {}
+    if folder is not None:
+        identity = _identity(key_fit, learner, params, data, optimizer, num_steps, ema_decay)
+    state = _start(optimizer, *_split(learner, params))
     if mesh is not None:
         mesh = auto_mesh(mesh)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        state, data, key = place((state, data, key), whole)
-    static = (loss, sample, optimizer, average, chunk, mesh)
+        state, data, key_fit = place((state, data, key_fit), whole)
+    program = Program(kind, learner, optimizer, ema_decay, chunk, mesh)
     folder = None if folder is None else pathlib.Path(folder).expanduser()
     with contextlib.nullcontext() if folder is None else own(folder, identity):
-        start, before, told, says = 0, 0.0, None, None
+        done, before, told, says = 0, 0.0, None, None
         if folder is not None and is_begun(folder):
-            _, says = jax.eval_shape(functools.partial(_take_steps, static), key, state, data, 0, 1)
+            _, says = jax.eval_shape(functools.partial(_take_steps, program), key_fit, state, data, 0, 1)
             said = [_room(jax.eval_shape(_wide, leaf), num_steps) for leaf in jax.tree.leaves(says)]
-            start, before, (state, said) = load(folder, (state, said))
+            done, before, (state, said) = load(folder, (state, said))
             told = [np.array(part) for part in said]
             state = state if mesh is None else place(state, whole)
         begin = saved = time.monotonic()
         seconds = before
-        with tqdm(total=num_steps, initial=start, desc=progress, disable=progress is None, leave=False) as bar:
-            while start < num_steps:
-                length = min(chunk, num_steps - start)
-                state, says = _take_steps(static, key, state, data, start, length)
-                told = _enter(told, says, start, length, num_steps)
-                losses = told[0][start : start + length]
+        name = None if isinstance(progress, bool) else progress
+        with tqdm(total=num_steps, initial=done, desc=name or "fit", disable=not progress, leave=False) as bar:
+            while done < num_steps:
+                length = min(chunk, num_steps - done)
+                state, says = _take_steps(program, key_fit, state, data, done, length)
+                told = _enter(told, says, done, length, num_steps)
+                losses = told[0][done : done + length]
                 if not np.isfinite(losses[-1]):
                     where = _not_finite(params=params, data=data)
-                    raise FloatingPointError(f"loss: {losses[-1]} after {start + length} steps{where}")
-                start += length
+                    raise FloatingPointError(f"loss: {losses[-1]} after {done + length} steps{where}")
+                done += length
                 bar.update(length)
                 bar.set_postfix(loss=f"{losses.mean():.4g}")
                 seconds = before + time.monotonic() - begin
-                if folder is not None and (start == num_steps or time.monotonic() > saved + save_every):
-                    save(folder, Checkpoint(start, seconds, (state, told)))
+                if folder is not None and (done == num_steps or time.monotonic() > saved + save_every):
+                    save(folder, Checkpoint(done, seconds, (state, told)))
                     saved = time.monotonic()
-    (losses, info), norms = jax.tree.unflatten(jax.tree.structure(says), told)
-    last, _, averaged = state
+    (losses, terms), norms = jax.tree.unflatten(jax.tree.structure(says), told)
+    last, _, averaged, frozen = state
     averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), averaged, last)
-    return Fitted(averaged, last, losses, norms, info, seconds)
+    return _merge(averaged, frozen), FitInfo(losses, norms, terms, _merge(last, frozen), seconds)
 
 
-def _start(optimizer, params):
-    """Parameters, optimizer state and average, copied, since the loop gives their buffers away."""
-    params = jax.tree.map(_copy, params)
+class Program:
+    """What a compiled fit is of. Equal configs make equal programs, so that a second, identical fit compiles nothing."""
+
+    def __init__(self, kind, learner, optimizer, ema_decay, chunk, mesh):
+        self.learner, self.optimizer, self.ema_decay, self.chunk, self.mesh = learner, optimizer, ema_decay, chunk, mesh
+        functions = (learner.loss, learner.sample) if learner.config is None else tuple(learner.config.items())
+        self.key = (functions, learner.frozen, kind, ema_decay, chunk, mesh)
+
+    def __eq__(self, other):
+        return isinstance(other, Program) and self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
+    """Steps, decay and optimizer of a fit, and what tells that optimizer from others."""
+    defaults = learner.defaults
+    if defaults is None and (num_steps is None or optimizer is None):
+        missing = "num_steps" if num_steps is None else "optimizer"
+        raise ValueError(f"{missing}: expected, since the learner has no default, got None")
+    num_steps = _count("num_steps", defaults.num_steps if num_steps is None else num_steps)
+    if ema_decay is None:
+        ema_decay = 0.99 if defaults is None else defaults.ema_decay
+    if not (isinstance(ema_decay, int | float | np.number) and 0 <= ema_decay < 1):
+        raise ValueError(f"ema_decay: expected a decay in [0, 1), got {ema_decay}")
+    if optimizer is None:
+        rate = defaults.learning_rate if learning_rate is None else learning_rate
+        if not 0 < rate < np.inf:
+            raise ValueError(f"learning_rate: expected a positive number, got {rate}")
+        return num_steps, ema_decay, defaults.optimizer(rate, num_steps), (defaults.optimizer, rate, num_steps)
+    if learning_rate is not None:
+        raise ValueError(f"learning_rate: expected none beside an optimizer, which has its own, got {learning_rate}")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer: expected an optax transformation with init and update, such as optax.adam(1e-3), got {optimizer!r}"
+        )
+    return num_steps, ema_decay, optimizer, optimizer
+
+
+def _split(learner, params):
+    """The parameters that move, and those that are frozen; None in the place of the others."""
+    names = lambda path: {str(getattr(step, "name", getattr(step, "key", step))) for step in path}
+    is_frozen = lambda path: bool(names(path) & set(learner.frozen))
+    moving = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_frozen(path) else leaf, params)
+    frozen = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen(path) else None, params)
+    return moving, frozen
+
+
+def _merge(moving, frozen):
+    """Both again as one."""
+    return jax.tree.map(lambda a, b: b if a is None else a, moving, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def _start(optimizer, params, frozen=None):
+    """Parameters, optimizer state, average and frozen parameters, copied, since the loop gives their buffers away."""
+    params, frozen = jax.tree.map(_copy, (params, frozen))
     opt_state = optimizer.init(params)
     looks_ahead = lambda node: isinstance(node, optax.LookaheadState)
     if any(map(looks_ahead, jax.tree.leaves(opt_state, is_leaf=looks_ahead))) and _fast(params) is params:
@@ -149,7 +234,7 @@ def _start(optimizer, params):
             "params: expected optax.LookaheadParams.init_synced(params), which optax.lookahead moves, got "
             f"{type(params).__name__}"
         )
-    return params, jax.tree.map(_copy, opt_state), jax.tree.map(lambda leaf: _copy(_wide(leaf)), params)
+    return params, jax.tree.map(_copy, opt_state), jax.tree.map(lambda leaf: _copy(_wide(leaf)), params), frozen
 
 
 def _copy(leaf):
@@ -182,13 +267,13 @@ def _enter(told, says, start, length, num_steps):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _take_steps(static, key, state, data, start, length):
+def _take_steps(program, key, state, data, start, length):
     """`length` steps, at most `chunk`, from step `start` on; what the others say is 0. One program for any length."""
-    loss, sample, optimizer, average, chunk, mesh = static
-    update = _updater(optimizer)
+    learner, chunk, mesh, frozen = program.learner, program.chunk, program.mesh, state[-1]
+    update = _updater(program.optimizer)
 
     def scalar_loss(params, key_loss, batch):
-        found = loss(params, key_loss, batch)
+        found = learner.loss(_merge(params, _fast(frozen)), key_loss, batch)
         if not (isinstance(found, tuple) and len(found) == 2 and jnp.shape(found[0]) == ()):
             shapes = jax.tree.map(jnp.shape, found)
             raise ValueError(f"loss: expected (scalar, info) from loss(params, key, batch), got shapes {shapes}")
@@ -197,7 +282,7 @@ def _take_steps(static, key, state, data, start, length):
     @jax.jit  # traced once, for the shapes of a batch and for the loop
     def draw(k):
         key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
-        batch = sample(key_batch, data)
+        batch = learner.sample(key_batch, data)
         return key_loss, batch if mesh is None else _over_devices(batch, mesh)
 
     @jax.jit  # traced once, for the shapes of what it says and for the loop
@@ -205,7 +290,7 @@ def _take_steps(static, key, state, data, start, length):
         return jax.value_and_grad(scalar_loss, has_aux=True)(params, key_loss, batch)
 
     def step(i, carry):
-        (params, opt_state, averaged), said = carry
+        (params, opt_state, averaged, _), said = carry
         k = start + i
         drawn = draw(k)
         value, gradient = value_and_gradient(_fast(params), *drawn)
@@ -213,9 +298,9 @@ def _take_steps(static, key, state, data, start, length):
         of_batch = lambda params: scalar_loss(params, *drawn)
         updates, opt_state = update(gradient, opt_state, params, value[0], of_batch)
         params = optax.apply_updates(params, updates)
-        decay = jnp.minimum(average, (1 + k) / (10 + k))
+        decay = jnp.minimum(program.ema_decay, (1 + k) / (10 + k))
         averaged = optax.incremental_update(jax.tree.map(_wide, params), averaged, 1 - decay)
-        return (params, opt_state, averaged), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
+        return (params, opt_state, averaged, frozen), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
 
     value, gradient = jax.eval_shape(lambda params, k: value_and_gradient(_fast(params), *draw(k)), state[0], start)
     says = value, jax.eval_shape(lambda gradient: optax.tree.norm(jax.tree.map(_wide, gradient)), gradient)
@@ -274,22 +359,17 @@ def _count(name, value) -> int:
     return whole
 
 
-def _check(average, params, data, optimizer, loss, sample):
-    if not (isinstance(average, int | float | np.number) and 0 <= average < 1):
-        raise ValueError(f"average: expected a decay in [0, 1), got {average}")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(
-            f"optimizer: expected an optax transformation with init and update, such as optax.adam(1e-3), got {optimizer!r}"
-        )
-    for name, function in (("loss", loss), ("sample", sample)):
-        if not callable(function):
-            raise ValueError(f"{name}: expected a function, got {type(function).__name__}")
-    if not jax.tree.leaves(params):
+def _check_params(learner, params):
+    moving, _ = _split(learner, params)
+    if not jax.tree.leaves(moving):
         raise ValueError("params: expected a pytree with at least one array, got one without leaves")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(moving):
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
             where = jax.tree_util.keystr(path)
             raise ValueError(f"params: expected floats, which a gradient moves, got {dtype} at {where}")
+
+
+def _check_data(data):
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if jnp.shape(leaf)[:1] == (0,):
             where = jax.tree_util.keystr(path)
@@ -298,10 +378,10 @@ def _check(average, params, data, optimizer, loss, sample):
             )
 
 
-def _identity(key, loss, params, data, sample, optimizer, num_steps, average):
+def _identity(key, learner, params, data, optimizer, num_steps, ema_decay):
     parts = {
-        "key": key, "num_steps": num_steps, "average": float(average), "params": params, "data": data, "loss": loss,
-        "sample": sample, "optimizer": optimizer,
+        "key": key, "num_steps": num_steps, "ema_decay": float(ema_decay), "params": params, "data": data,
+        "loss": learner.loss, "sample": learner.sample, "optimizer": optimizer,
     }  # fmt: skip
     return functools.reduce(dict.__or__, (describe(name, part) for name, part in parts.items()))
 

@@ -145,9 +145,9 @@ def solve_flow_map(
     t_0: Float[Array, ""] | float = 0.0,
     t_1: Float[Array, ""] | float = 1.0,
     *,
-    num_jumps: int = 1,
+    num_steps: int = 1,
 ) -> PyTree:
-    r"""Follows a flow map in even jumps.
+    r"""Follows a flow map in even steps.
 
     .. math:: X_{t_{k-1}, t_k} \circ \dots \circ X_{t_0, t_1}
 
@@ -155,18 +155,18 @@ def solve_flow_map(
       flow_map: `(s, t, x) -> X_{s,t}(x)`, for one point.
       x_0: where the flow starts.
       t_0, t_1: the flow times at which it starts and ends, t_0 <= t_1.
-      num_jumps: k, at least 1.
+      num_steps: k, at least 1.
 
     Returns:
       x(t_1).
 
     Raises:
-      ValueError: for fewer than one jump, or times that are not in order in [0, 1].
+      ValueError: for fewer than one step, or times that are not in order in [0, 1].
     """
-    num_jumps = check_count("num_jumps", num_jumps)
+    num_steps = check_count("num_steps", num_steps)
     check_times(t_0=t_0, t_1=t_1)
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
-    times = jnp.linspace(t_0, t_1, num_jumps + 1, dtype=jnp.result_type(*jax.tree.leaves(x_0)))
+    times = jnp.linspace(t_0, t_1, num_steps + 1, dtype=jnp.result_type(*jax.tree.leaves(x_0)))
     jump = lambda x, st: (flow_map(st[0], st[1], x), None)
     return jax.lax.scan(jump, x_0, (times[:-1], times[1:]))[0]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Interpolant
 from gfm_jax.checks import as_float, as_points, check_count, check_source, check_times, is_traced
 from gfm_jax.flows.closed_form import velocity_to
-from gfm_jax.flows.mean_velocity import velocity_of
 from gfm_jax.flows.interpolants import linear
+from gfm_jax.flows.mean_velocity import velocity_of
 from gfm_jax.solve import solve_flow
 
 __all__ = ["Oracle", "gaussian", "single_point", "uniform_on_boxes"]

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from gfm_jax.base import Defaults, Learner
 from gfm_jax.checks import as_float, as_points, check_count, check_finite
 from gfm_jax.pytrees import map_rows
 
@@ -19,12 +21,14 @@ __all__ = [
     "adam_on_cosine",
     "check_conditions",
     "check_network",
-    "check_recipe",
     "check_start",
+    "check_std",
     "conditions_of",
     "draw_ends",
     "draw_sources",
     "flow_data",
+    "flow_learner",
+    "flow_params",
     "map_points",
     "sources_of",
 ]
@@ -33,12 +37,19 @@ IN_CACHE = 1024  # points side by side, on a CPU
 
 
 class FlowData(NamedTuple):
-    """Targets, what each is conditioned on, the sources that they are paired with, and the deviation of those that are not."""
+    """What a flow is fitted to.
+
+    Attributes:
+      x_1: targets.
+      cond: what each is conditioned on; None for a flow without conditions.
+      x_0: the source that each target is paired with; None to draw sources from N(0, std_0^2 I).
+      std_0: that deviation, which the method says or finds.
+    """
 
     x_1: Float[Array, "num dim"]
-    cond: Float[Array, "num conditions"] | None
-    x_0: Float[Array, "num dim"] | None
-    std_0: Float[Array, ""]
+    cond: Float[Array, "num conditions"] | None = None
+    x_0: Float[Array, "num dim"] | None = None
+    std_0: Float[Array, ""] | None = None
 
 
 @jax.tree_util.register_static
@@ -50,27 +61,35 @@ class Conditions:
 
 
 class FlowParams(NamedTuple):
-    """What a fit finds: averaged parameters of the network, the source's deviation along each axis, how the fit went, and the
-    conditions that `generate` needs."""
+    """What a fit finds: parameters of the network, the source's deviation along each axis, and the conditions it was fitted
+    with."""
 
     network: PyTree
     std_0: Float[Array, " dim"]
-    history: dict[str, Float[Array, " num_steps"]]
     conditions: Conditions = Conditions()
 
 
-def flow_data(data, cond=None, x_0=None, std_0: float | None = None) -> FlowData:
+def flow_data(data, std_0: float | None = None) -> FlowData:
     """Checks data before any long work, and chooses the source: N(0, std_0^2 I), by default as wide as the data.
 
     Data that are one point, or all the same, have no width: their source is of unit deviation.
 
+    Args:
+      data: targets [num, dim], a pair (targets, conditions), or `FlowData`.
+      std_0: deviation of the source, above 0.
+
     Raises:
       ValueError: for no data, data that are not [num, dim] or not finite, or conditions or sources of another number.
     """
-    x_1 = as_points("data", data).astype(jnp.result_type(float))
+    if not isinstance(data, FlowData):
+        is_pair = isinstance(data, tuple) and len(data) == 2 and np.ndim(data[0]) == 2
+        data = FlowData(*data) if is_pair else FlowData(data)
+    x_1 = as_points("data", data.x_1).astype(jnp.result_type(float))
     check_finite("data", x_1)
+    cond = data.cond
     if cond is not None:
         cond = conditions_of(cond, len(x_1), "points").astype(x_1.dtype)
+    x_0 = data.x_0
     if x_0 is not None:
         x_0 = as_float("x_0", x_0).astype(x_1.dtype)
         if x_0.shape != x_1.shape:
@@ -80,6 +99,37 @@ def flow_data(data, cond=None, x_0=None, std_0: float | None = None) -> FlowData
         return FlowData(x_1, cond, x_0, jnp.asarray(std_0, x_1.dtype))
     spread = (x_1 if x_0 is None else x_0).std()
     return FlowData(x_1, cond, x_0, jnp.where(spread > 0, spread, 1))
+
+
+def flow_params(network: PyTree, data: FlowData) -> FlowParams:
+    """Parameters of a network together with what it is fitted to."""
+    columns = 0 if data.cond is None else data.cond.shape[1]
+    return FlowParams(network, jnp.full_like(data.x_1[0], data.std_0), Conditions(columns))
+
+
+def flow_learner(init_network, sample, loss, config: dict, defaults: Defaults, prepare) -> Learner:
+    """The learner of a flow.
+
+    Args:
+      init_network: `(key, data) -> network`, parameters of the network.
+      sample, loss, config, defaults: as `Learner` has them; `loss(network, key, batch)`.
+      prepare: `(data) -> FlowData`.
+    """
+
+    def resume(start, data):
+        like = jax.eval_shape(init_network, jax.random.key(0), data)
+        return flow_params(check_start(start, like, flow_params((), data).conditions), data)
+
+    return Learner(
+        init=lambda key, data: flow_params(init_network(key, data), data),
+        sample=sample,
+        loss=lambda params, key, batch: loss(params.network, key, batch),
+        config=config,
+        defaults=defaults,
+        prepare=lambda key, data: prepare(data),
+        resume=resume,
+        frozen=("std_0",),
+    )
 
 
 # --- checks that all generators share ---------------------------------------------------------------------------------
@@ -141,16 +191,10 @@ def check_network(network) -> None:
         raise ValueError(f"network: expected a module whose fields can be hashed, tuples for lists: {error}") from None
 
 
-def check_recipe(recipe: tuple) -> None:
-    """Raises ValueError for numbers in the recipe of a fit that cannot be meant."""
-    for name in ("num_steps", "batch_size"):
-        check_count(name, getattr(recipe, name))
-    for name in ("peak_rate", "clip"):
-        value = getattr(recipe, name)
-        if not (value > 0 and (value < jnp.inf or name == "clip")):
-            raise ValueError(f"{name}: expected a positive number, got {value}")
-    if not 0 <= recipe.average < 1:
-        raise ValueError(f"average: expected a decay in [0, 1), got {recipe.average}")
+def check_std(name: str, value) -> None:
+    """Raises ValueError for what is no positive, finite standard deviation."""
+    if not 0 < value < jnp.inf:
+        raise ValueError(f"{name}: expected a positive standard deviation, got {value}")
 
 
 def check_start(start: FlowParams, network: PyTree, conditions: Conditions) -> PyTree:
@@ -205,8 +249,11 @@ def map_points(function: Callable, points: PyTree) -> PyTree:
     return map_rows(function, points, -(-num // -(-num // IN_CACHE)))
 
 
-def adam_on_cosine(peak_rate: float, num_steps: int, clip: float) -> optax.GradientTransformation:
-    """Adam at b2 = .99, warmed up for a fiftieth of the steps, then on a cosine to a hundredth; gradients of at most `clip`."""
+def adam_on_cosine(learning_rate: float, num_steps: int, max_grad_norm: float = 10.0) -> optax.GradientTransformation:
+    """Adam at b2 = .99, warmed up for a fiftieth of the steps, then on a cosine to a hundredth of its rate; gradients are
+    scaled to a norm of at most `max_grad_norm`."""
     warm_up = max(num_steps // 50, 1)
-    rate = optax.warmup_cosine_decay_schedule(0.0, peak_rate, warm_up, max(num_steps, warm_up + 1), peak_rate / 100)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate, b2=0.99))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warm_up, max(num_steps, warm_up + 1), learning_rate / 100
+    )
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(rate, b2=0.99))

@@ -1,4 +1,4 @@
-"""Companions: further points of the data set, from which the paths that cross a point might have come as well."""
+"""Reference points: further points of the data set, from which the paths that cross a point might have come as well."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from gfm_jax.checks import check_count
 
-__all__ = ["distinct", "draw_companions"]
+__all__ = ["distinct", "draw_reference_points"]
 
 
 def distinct(key: Array, num: int, count: int) -> Int[Array, " count"]:
@@ -34,15 +34,15 @@ def distinct(key: Array, num: int, count: int) -> Int[Array, " count"]:
     return jax.random.permutation(key_order, chosen)
 
 
-def draw_companions(
+def draw_reference_points(
     key: Array,
     num: int,
     batch_size: int,
-    num_companions: int,
-    companions: Literal["per_sample", "shared"] = "shared",
+    num_reference_points: int,
+    sharing: Literal["per_sample", "shared"] = "shared",
     replacement: bool = False,
 ) -> tuple[Int[Array, " batch"], Int[Array, "..."]]:
-    r"""Targets for a batch, and companions among which each of them is one.
+    r"""Targets for a batch, and reference points among which each of them is one.
 
     On the closed form of flow matching, arXiv 2506.03719, Algorithm 2: b^(1) is the point that made x_t, the others are
     fresh. Given the set, each of its members is equally likely to be b^(1): that is what makes the target unbiased.
@@ -51,39 +51,39 @@ def draw_companions(
       key: randomness.
       num: points in the data set.
       batch_size: targets to draw.
-      num_companions: M, the total, the sample's own point among them.
-      companions: "per_sample" draws M - 1 others for every sample; "shared" lets the whole batch share one set, its own
+      num_reference_points: M, the total, the sample's own point among them.
+      sharing: "per_sample" draws M - 1 others for every sample; "shared" lets the whole batch share one set, its own
         points and M - batch_size fresh ones, which is cheaper.
       replacement: whether a point may come twice. Without, the variance is less, and M = num gives the exact field.
 
     Returns:
-      Indices of the targets, [batch], and of the companions: [batch, M], the first its own, or [M], the first the batch.
+      Indices of the targets, [batch], and of the reference points: [batch, M], the first its own, or [M], the first the batch.
 
     Raises:
       ValueError: for an M below 1 (below the batch size where it is shared), above num where no point may come twice, or for
         another word.
     """
-    if companions not in ("per_sample", "shared"):
-        raise ValueError(f"companions: expected 'per_sample' or 'shared', got {companions!r}")
+    if sharing not in ("per_sample", "shared"):
+        raise ValueError(f"sharing: expected 'per_sample' or 'shared', got {sharing!r}")
     num, batch_size = check_count("num", num), check_count("batch_size", batch_size)
-    num_companions = check_count("num_companions", num_companions, least=0)
-    least = batch_size if companions == "shared" else 1
-    if num_companions < least:
-        why = ", since the batch is part of the shared set" if companions == "shared" else ""
-        raise ValueError(f"num_companions: expected at least {least}{why}, got {num_companions}")
-    if not replacement and num_companions > num:
-        raise ValueError(f"num_companions: expected at most {num} different points, got {num_companions}")
-    if companions == "shared":
+    num_reference_points = check_count("num_reference_points", num_reference_points, least=0)
+    least = batch_size if sharing == "shared" else 1
+    if num_reference_points < least:
+        why = ", since the batch is part of the shared set" if sharing == "shared" else ""
+        raise ValueError(f"num_reference_points: expected at least {least}{why}, got {num_reference_points}")
+    if not replacement and num_reference_points > num:
+        raise ValueError(f"num_reference_points: expected at most {num} different points, got {num_reference_points}")
+    if sharing == "shared":
         draw = _with_replacement if replacement else distinct
-        index = draw(key, num, num_companions)
+        index = draw(key, num, num_reference_points)
         return index[:batch_size], index
     key_own, key_others = jax.random.split(key)
     own = jax.random.randint(key_own, (batch_size,), 0, num)
     keys = jax.random.split(key_others, batch_size)
     if replacement:
-        others = jax.vmap(lambda key: _with_replacement(key, num, num_companions - 1))(keys)
+        others = jax.vmap(lambda key: _with_replacement(key, num, num_reference_points - 1))(keys)
     else:  # of those that remain, counted from its own onwards
-        others = jax.vmap(lambda key: distinct(key, num - 1, num_companions - 1))(keys)
+        others = jax.vmap(lambda key: distinct(key, num - 1, num_reference_points - 1))(keys)
         others = (own[:, None] + 1 + others) % num
     return own, jnp.concatenate([own[:, None], others], axis=1)
 

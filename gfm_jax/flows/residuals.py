@@ -5,16 +5,34 @@ X_{s,t}(x) = x + (t - s) v_{s,t}(x), and v_{t,t} is learned from paths. Each res
 build a consistency model, arXiv 2505.18825.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.flows.mean_velocity import jump
+from gfm_jax.flows.times import dyadic, triangle
 
-__all__ = ["eulerian", "guided", "lagrangian", "progressive", "weighted_square"]
+__all__ = [
+    "Residual",
+    "asked_by",
+    "check_residual",
+    "error_of",
+    "esd",
+    "eulerian",
+    "lagrangian",
+    "lsd",
+    "mean_flow",
+    "mean_flow_error",
+    "progressive",
+    "psd_midpoint",
+    "psd_uniform",
+    "shortcut",
+    "weighted_square",
+]
 
 MeanVelocity = Callable[[Array, Array, Array], Array]
 Velocity = Callable[[Array, Array], Array]
@@ -124,14 +142,65 @@ def progressive(
     return v(s, t, x) - (jax.lax.stop_gradient(target) if stop == "teacher" else target)
 
 
-def guided(
-    conditional: Float[Array, " dim"], unconditional: Float[Array, " dim"], strength: Float[Array, ""] | float
+def mean_flow_error(
+    v: MeanVelocity,
+    s: Float[Array, ""],
+    t: Float[Array, ""],
+    x: Float[Array, " dim"],
+    dx: Float[Array, " dim"],
+    *,
+    stop: Literal["teacher", "velocity", "bracket", "none"] = "bracket",
 ) -> Float[Array, " dim"]:
-    r"""Classifier-free guidance: q = v(x; 0) + a (v(x; c) - v(x; 0)); 1 is the conditional velocity itself.
+    r"""The Eulerian residual with dx, the velocity of the path at s, for v_{s,s}(x): Mean Flow, arXiv 2505.13447."""
+    return eulerian(v, s, t, x, stop=stop, tangent=dx)
 
-    With it as the teacher a map learns to jump along the guided flow. arXiv 2505.18825, its section on guidance.
+
+class Residual(NamedTuple):
+    """A law that a flow map obeys, by how far a mean velocity is from it.
+
+    Attributes:
+      error: `(v, s, t, x) -> r [dim]` of one point, zero for the exact map. It is also given what it asks for by name among
+        `stop` and `gamma`, as below, `dx`, the velocity of the path at s, and `teacher`, `(t, x) -> velocity`, under guidance.
+      stop: where the teacher's gradient stops; None for the error's own default.
+      gamma: in [0, 1], where a progressive residual splits a step; None to draw it uniformly.
+      times: `(key, num) -> (s, t)`, the law of the two times s <= t, of `flows.times`.
     """
-    return unconditional + strength * (conditional - unconditional)
+
+    error: Callable[..., Array]
+    stop: str | None = None
+    gamma: float | None = 0.5
+    times: Callable[[Array, int], tuple[Array, Array]] = triangle
+
+
+lsd = Residual(lagrangian)
+esd = Residual(eulerian)
+psd_midpoint = Residual(progressive)
+psd_uniform = Residual(progressive, gamma=None)
+mean_flow = Residual(mean_flow_error)
+shortcut = Residual(progressive, times=dyadic)  # arXiv 2410.12557
+
+
+def asked_by(residual: Residual) -> set[str]:
+    """What the error of a residual asks for by name."""
+    return set(inspect.signature(residual.error).parameters)
+
+
+def error_of(residual: Residual, v: MeanVelocity, s, t, x, *, gamma, dx, teacher=None) -> Float[Array, " dim"]:
+    """The error of one point, given what it asks for."""
+    given = {"gamma": gamma, "dx": dx, "teacher": teacher, "stop": residual.stop}
+    given = {name: value for name, value in given.items() if value is not None and name in asked_by(residual)}
+    return residual.error(v, s, t, x, **given)
+
+
+def check_residual(residual: Residual) -> None:
+    """Raises ValueError for a gamma outside [0, 1], or a stop that the error does not know."""
+    if residual.gamma is not None and not 0 <= residual.gamma <= 1:
+        raise ValueError(f"gamma: expected a number in [0, 1], or None, got {residual.gamma}")
+    if residual.stop is not None and "stop" not in asked_by(residual):
+        raise ValueError(f"stop: expected None for an error that takes no stop, got {residual.stop!r}")
+    point, zero = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    v = lambda s, t, x: x
+    jax.eval_shape(lambda s, x: error_of(residual, v, s, s, x, gamma=s, dx=x), zero, point)
 
 
 def weighted_square(

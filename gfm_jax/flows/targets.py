@@ -40,7 +40,7 @@ def flow_matching_loss(
 
 def empirical_path(
     path: PathSample,
-    companions: Shaped[Array, "*batch num dim"],
+    reference_points: Shaped[Array, "*batch num dim"],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
@@ -55,24 +55,30 @@ def empirical_path(
 
     Args:
       path: a batch of points on paths of that interpolant from that source, [batch, dim].
-      companions: b, [batch, M, dim] with each sample's own x_1 in it, or [M, dim] with all of them, as `draw_companions` draws
-        them. Without the own x_1 the target is biased.
+      reference_points: b, [batch, M, dim] with each sample's own x_1 in it, or [M, dim] with all of them, as
+        `draw_reference_points` draws them. Without the own x_1 the target is biased.
       interpolant: the pair (alpha, beta).
       source: mean and standard deviation of the Gaussian source.
 
     Raises:
-      ValueError: for companions of another number of sets or another dimension.
+      ValueError: for reference points of another number of sets or another dimension.
     """
 
-    companions = as_float("companions", companions)
-    if companions.ndim not in (2, 3) or not companions.shape[-2] or companions.shape[-1] != path.x_t.shape[-1]:
-        raise ValueError(f"companions: expected [batch, M, dim] or [M, dim], got shape {companions.shape}")
-    if companions.ndim == 3 and len(companions) != len(path.x_t):
-        raise ValueError(f"companions: expected a set for each of {len(path.x_t)} samples, got {len(companions)}")
+    reference_points = as_float("reference_points", reference_points)
+    if (
+        reference_points.ndim not in (2, 3)
+        or not reference_points.shape[-2]
+        or reference_points.shape[-1] != path.x_t.shape[-1]
+    ):
+        raise ValueError(f"reference_points: expected [batch, M, dim] or [M, dim], got shape {reference_points.shape}")
+    if reference_points.ndim == 3 and len(reference_points) != len(path.x_t):
+        raise ValueError(
+            f"reference_points: expected a set for each of {len(path.x_t)} samples, got {len(reference_points)}"
+        )
 
     def target(t, x_t, points):
         mean = posterior(points, t, x_t, interpolant=interpolant, source=source, chunk=points.shape[0]).mean
         return velocity_to(interpolant, t, x_t, mean)
 
-    own_set = 0 if companions.ndim == 3 else None
-    return path._replace(dx_t=jax.vmap(target, in_axes=(0, 0, own_set))(path.t, path.x_t, companions))
+    own_set = 0 if reference_points.ndim == 3 else None
+    return path._replace(dx_t=jax.vmap(target, in_axes=(0, 0, own_set))(path.t, path.x_t, reference_points))

@@ -65,7 +65,7 @@ def nothing_to_fit(
     *,
     folder: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    progress: str | bool | None = None,
+    progress: str | bool = False,
 ) -> tuple[()]:
     """The fit of a forecaster in closed form: it has no parameters, and takes what other fits take."""
     del key, runs, losses, folder, mesh, progress

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
+from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Trajectory
 from gfm_jax.checks import check_choices, check_count
 from gfm_jax.compiling import quick_jit
-from gfm_jax.fitting import fit as minimise
+from gfm_jax.fitting import fit
 from gfm_jax.forecasting.curvature import NUM_KRYLOV
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.field import FieldParams, Move, check_widths, init_field
@@ -158,32 +158,30 @@ def _fit(
     start: Params | None = None,
     folder=None,
     mesh=None,
-    progress: str | bool | None = None,
+    progress: str | bool = False,
 ) -> Params:
     in_function_space = recipe.objective == "function_space"
     losses = (losses,) if callable(losses) else losses
     if in_function_space and not losses:
         raise ValueError(f"losses: expected one for each batch of runs, for a fit in function space, got {losses}")
     windows = cut_all(runs, recipe.fractions, recipe.withheld, losses)
-    key_init, key_fit, key_function = jax.random.split(key, 3)
+    key_function = jax.random.split(key, 3)[2] if start is None else key  # the first fit has the other two
     layouts = tuple(dict.fromkeys(part.layout for part in windows))
     options = {"mesh": mesh, "progress": progress}
     if start is None:
-        field = _init(_of_start(recipe), key_init, windows)
         sample, loss, optimizer = weight_space(recipe)
-        in_folder = None if folder is None else f"{folder}/weight_space"
-        field = minimise(
-            key_fit, loss, field, windows, sample, optimizer, recipe.num_steps, folder=in_folder, **options
-        ).params
+        learner = Learner(functools.partial(_init, _of_start(recipe)), sample, loss, {"recipe": recipe})
+        options |= {"folder": None if folder is None else f"{folder}/weight_space"}
+        field, _ = fit(key, learner, windows, optimizer=optimizer, num_steps=recipe.num_steps, **options)
     else:
         field = start.field
         check_widths(recipe.widths, field)
     if in_function_space:
         sample, loss, optimizer = function_space(recipe, tuple(losses))
-        in_folder = None if folder is None else f"{folder}/function_space"
-        field = minimise(
-            key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
-        ).params
+        learner = Learner(lambda key, data: field, sample, loss, {"recipe": recipe, "losses": tuple(losses)})
+        options |= {"folder": None if folder is None else f"{folder}/function_space"}
+        num_steps = recipe.function_steps
+        field, _ = fit(key_function, learner, windows, optimizer=optimizer, num_steps=num_steps, start=field, **options)
     surveyed = max(float(_any_landscape(part.context.directions)) for part in windows)
     params = Params(field, None, layouts, surveyed)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):

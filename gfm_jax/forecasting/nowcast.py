@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from gfm_jax.base import Forecast, Forecaster
+from gfm_jax.base import Forecast, Forecaster, Learner
 from gfm_jax.checks import check_choices, check_count
-from gfm_jax.fitting import fit as minimise
+from gfm_jax.fitting import fit
 from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.forecaster import forecaster_of
@@ -137,13 +137,14 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         optax.adam(optax.cosine_decay_schedule(schooling.peak_rate, schooling.num_steps)),
     )
 
-    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None):
+    init = lambda key, windows: network.init(key, jnp.zeros((1, schooling.num_points)), jnp.zeros(1))
+    learner = Learner(init, sample, loss)
+
+    def fit_to(key, runs, losses=None, *, folder=None, mesh=None, progress=False):
         del losses
-        key_init, key_fit = jax.random.split(key)
         windows = cut_all(runs, schooling.fractions)
-        params = network.init(key_init, jnp.zeros((1, schooling.num_points)), jnp.zeros(1))
         options = {"folder": folder, "mesh": mesh, "progress": progress}
-        return minimise(key_fit, loss, params, windows, sample, optimizer, schooling.num_steps, **options).params
+        return fit(key, learner, windows, optimizer=optimizer, num_steps=schooling.num_steps, **options)[0]
 
     def forecast(params, prefix, horizon):
         weights = prefix.weights.astype(jnp.float32)
@@ -153,4 +154,4 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)
         return Forecast(weights[-1] + unit * jnp.asarray(network.apply(params, past, ahead)))
 
-    return forecaster_of(fit, forecast)
+    return forecaster_of(fit_to, forecast)

@@ -2,7 +2,7 @@
 
 from gfm_jax.weights import baselines, meta_learning, tuning
 from gfm_jax.weights.audit import Audited, audit, nearest, nearest_distance
-from gfm_jax.weights.autoencoder import AutoencoderRecipe, autoencoder
+from gfm_jax.weights.autoencoder import autoencoder
 from gfm_jax.weights.canonical import balance, canonical, match
 from gfm_jax.weights.flow_to_learn import flow_to_learn
 from gfm_jax.weights.linear import chain, identity, pca, standardized
@@ -21,14 +21,15 @@ from gfm_jax.weights.symmetry.group import (
 )
 from gfm_jax.weights.token_autoencoder import token_autoencoder
 from gfm_jax.weights.tokens import Tokens, from_tokens, to_tokens, tokens_of
+from gfm_jax.weights.zoo import Zoo
 
 __all__ = [
     "Audited",
-    "AutoencoderRecipe",
     "Element",
     "Family",
     "Symmetry",
     "Tokens",
+    "Zoo",
     "act",
     "audit",
     "autoencoder",

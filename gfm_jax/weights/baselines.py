@@ -1,8 +1,7 @@
 """The simple ways to make the weights of a network, beside which every generator stands.
 
-All of them are fitted by `fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None)`; those that know no
-codes, no conditions or no long work pass over what they are given of it. Weights and conditions may be of any real dtype; all
-is computed, and generated, in float32 or better.
+All of them are fitted to weights [num, dim], a pair (weights, conditions), or a `Zoo`. Weights and conditions may be of any
+real dtype; all is computed, and generated, in float32 or better.
 """
 
 import functools
@@ -15,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Encoder, Generator
-from gfm_jax.checks import as_points, check_count, check_finite
+from gfm_jax.base import Codec, Defaults, Generator, Learner, Procedure
+from gfm_jax.checks import check_count
 from gfm_jax.compiling import quick_jit
-from gfm_jax.fitting import fit as minimise
+from gfm_jax.fitting import fit
 from gfm_jax.flows import draw_gaussian, fit_gaussian
-from gfm_jax.flows.flow_data import Conditions, adam_on_cosine, check_conditions, check_network, conditions_of
+from gfm_jax.flows.flow_data import Conditions, adam_on_cosine, check_conditions, check_network
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.weights.codes import decode_all, encode_all
+from gfm_jax.weights.zoo import as_zoo
 
 __all__ = ["gaussian", "hypernetwork", "interpolation", "mean", "perturbation", "random", "retrieval", "ridge", "soup"]
 
 
-class Zoo(NamedTuple):
+class Kept(NamedTuple):
     """The networks themselves, and the conditions they belong to, with the deviation of each number in them."""
 
     weights: Float[Array, "num dim"]
@@ -36,23 +36,16 @@ class Zoo(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """Parameters of an encoder, and of what makes its codes."""
+    """Parameters of a codec, and of what makes its codes."""
 
-    encoder: PyTree
+    codec: PyTree
     model: PyTree
 
 
-def _keep(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
-    weights, cond = _checked(weights, cond)
-    scale = None if cond is None else jnp.where(cond.std(0) > 0, cond.std(0), 1)
-    return Zoo(weights, cond, scale)
-
-
-def _checked(weights, cond, least=1):
-    """A zoo and its conditions, before anything is fitted to them."""
-    weights = as_points("weights", weights, least=least)
-    check_finite("weights", weights)
-    return weights, None if cond is None else conditions_of(cond, len(weights), "networks")
+def _keep(key, data, *, folder, progress):
+    zoo = as_zoo(data)
+    scale = None if zoo.cond is None else jnp.where(zoo.cond.std(0) > 0, zoo.cond.std(0), 1)
+    return Kept(zoo.weights, zoo.cond, scale)
 
 
 def _needed(cond, num, columns, where):
@@ -74,7 +67,7 @@ def _at_least_two(zoo, what):
 def random(init: Callable[[Array], Array]) -> Generator:
     """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
     generate = lambda key, zoo, num, cond=None: _init_all(init, jax.random.split(key, check_count("num", num)))
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 # What draws at random some dozens of times would take ten times as long to optimise as to compile.
@@ -91,7 +84,7 @@ def mean() -> Generator:
     def generate(key, zoo, num, cond=None):
         return jnp.broadcast_to(zoo.weights.mean(0), (check_count("num", num), zoo.weights.shape[1]))
 
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 def soup(num_mixed: int = 16) -> Generator:
@@ -107,7 +100,7 @@ def soup(num_mixed: int = 16) -> Generator:
             raise ValueError(f"num_mixed: expected at most the {len(zoo.weights)} networks, got {num_mixed}")
         return _mix(num_mixed, jax.random.split(key, check_count("num", num)), zoo.weights)
 
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,7 +120,7 @@ def interpolation() -> Generator:
         share = jax.random.uniform(key_share, (num, 1), zoo.weights.dtype)
         return (1 - share) * zoo.weights[first] + share * zoo.weights[second]
 
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 def perturbation(share: float = 0.1) -> Generator:
@@ -146,7 +139,7 @@ def perturbation(share: float = 0.1) -> Generator:
         chosen = zoo.weights[jax.random.randint(key_which, (num,), 0, len(zoo.weights))]
         return chosen + share * zoo.weights.std(0)[None] * jax.random.normal(key_noise, chosen.shape, chosen.dtype)
 
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 def retrieval() -> Generator:
@@ -157,7 +150,7 @@ def retrieval() -> Generator:
             raise ValueError("cond: expected conditions in the fit, by which to retrieve")
         return _retrieve(zoo, _needed(cond, num, zoo.cond.shape[1], "retrieval"))
 
-    return Generator(_keep, generate)
+    return Generator(Procedure(_keep), generate)
 
 
 @jax.jit
@@ -166,51 +159,51 @@ def _retrieve(zoo, cond):
     return zoo.weights[jax.lax.map(near, cond)]
 
 
-def gaussian(encoder: Encoder) -> Generator:
+def gaussian(codec: Codec) -> Generator:
     """Codes of the Gaussian that has the zoo's mean and covariance: what a flow has to beat."""
 
-    def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
-        weights, _ = _checked(weights, cond, least=2)
-        params, codes = _codes(encoder, key, weights, encoder_params)
+    def fit_codes(key, data, *, folder, progress):
+        params, codes = _codes(codec, key, as_zoo(data, least=2))
         return Coded(params, fit_gaussian(codes))
 
     def generate(key, params, num, cond=None):
-        return decode_all(encoder, params.encoder, draw_gaussian(key, params.model, num))
+        return decode_all(codec, params.codec, draw_gaussian(key, params.model, num))
 
-    return Generator(fit, generate)
+    return Generator(Procedure(fit_codes), generate)
 
 
-def ridge(encoder: Encoder, strength: float = 1.0) -> Generator:
+def ridge(codec: Codec, strength: float = 1.0) -> Generator:
     """Codes that are linear in the context, by scikit-learn's ridge regression: one network for each context."""
 
-    def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
+    def fit_codes(key, data, *, folder, progress):
         from sklearn.linear_model import Ridge  # on first use: it takes a second
 
-        weights, cond = _checked(weights, _given(cond, len(weights), "ridge regression"))
-        params, codes = _codes(encoder, key, weights, encoder_params)
-        found = Ridge(strength).fit(np.asarray(cond), np.asarray(codes))
+        zoo = as_zoo(data)
+        _given(zoo.cond, len(zoo.weights), "ridge regression")
+        params, codes = _codes(codec, key, zoo)
+        found = Ridge(strength).fit(np.asarray(zoo.cond), np.asarray(codes))
         arrays = (found.coef_.reshape(codes.shape[1], -1), found.intercept_)
         return Coded(params, tuple(jnp.asarray(array, codes.dtype) for array in arrays))
 
     def generate(key, params, num, cond=None):
         slope, intercept = params.model
         cond = _needed(cond, num, slope.shape[1], "ridge regression")
-        return decode_all(encoder, params.encoder, jnp.matmul(cond, slope.T, precision="highest") + intercept[None])
+        return decode_all(codec, params.codec, jnp.matmul(cond, slope.T, precision="highest") + intercept[None])
 
-    return Generator(fit, generate)
+    return Generator(Procedure(fit_codes), generate)
 
 
 def hypernetwork(
-    encoder: Encoder, network: nn.Module | None = None, *, num_steps: int = 5000, peak_rate: float = 1e-3
+    codec: Codec, network: nn.Module | None = None, *, num_steps: int = 5000, learning_rate: float = 1e-3
 ) -> Generator:
     r"""Codes from the context by a perceptron: one network for each context.
 
     .. math:: \min_\theta E | h_\theta(y) - \mathrm{encode}(w) |^2
 
     Args:
-      encoder: from weights to codes.
+      codec: from weights to codes.
       network: a module from conditions to codes; by default a perceptron of two hidden layers of 512.
-      num_steps, peak_rate: of the fit, in batches of 256, by Adam on a cosine.
+      num_steps, learning_rate: of the fit, in batches of 256, by Adam on a cosine.
 
     Raises:
       ValueError: for a number of steps below 1 or a rate that is not positive; in `fit` and `generate` for conditions that are
@@ -218,37 +211,33 @@ def hypernetwork(
     """
 
     num_steps = check_count("num_steps", num_steps)
-    if not 0 < peak_rate < np.inf:
-        raise ValueError(f"peak_rate: expected a positive number, got {peak_rate}")
     if network is not None:
         check_network(network)
 
-    def fit(key, weights, cond=None, *, encoder_params=None, folder=None, progress=None):
-        weights, cond = _checked(weights, _given(cond, len(weights), "a hypernetwork"))
-        key_encoder, key_init, key_fit = jax.random.split(key, 3)
-        params, codes = _codes(encoder, key_encoder, weights, encoder_params)
-        module = network or _perceptron(codes.shape[1])
-        start = init_network(module, key_init, cond[0])
-        loss, sample, optimizer = _regression(module, num_steps, peak_rate)
-        options = {"average": 0.999, "folder": folder, "progress": progress}
-        fitted = minimise(key_fit, loss, start, (cond, codes), sample, optimizer, num_steps, **options)
-        return Coded(params, (fitted.params, codes[0], cond[0]))
+    def fit_codes(key, data, *, folder, progress):
+        zoo = as_zoo(data)
+        _given(zoo.cond, len(zoo.weights), "a hypernetwork")
+        key_codec, key_model = jax.random.split(key)
+        params, codes = _codes(codec, key_codec, zoo)
+        learner = _regression(network or _perceptron(codes.shape[1]))
+        options = {"num_steps": num_steps, "learning_rate": learning_rate, "folder": folder, "progress": progress}
+        found, _ = fit(key_model, learner, (zoo.cond, codes), **options)
+        return Coded(params, (found, codes[0], zoo.cond[0]))
 
     def generate(key, params, num, cond=None):
         found, like, asked = params.model
         cond = _needed(cond, num, len(asked), "a hypernetwork")
         module = network or _perceptron(len(like))
-        return decode_all(encoder, params.encoder, jax.vmap(functools.partial(module.apply, found))(cond))
+        return decode_all(codec, params.codec, jax.vmap(functools.partial(module.apply, found))(cond))
 
-    return Generator(fit, generate)
+    return Generator(Procedure(fit_codes), generate)
 
 
 def _perceptron(num_codes):
     return MLP((512, 512, num_codes), nn.gelu)
 
 
-@functools.lru_cache(maxsize=16)  # so that a second fit compiles nothing
-def _regression(module, num_steps, peak_rate):
+def _regression(module):
     def sample(key, data):
         rows = jax.random.randint(key, (256,), 0, len(data[0]))
         return data[0][rows], data[1][rows]
@@ -257,9 +246,13 @@ def _regression(module, num_steps, peak_rate):
         cond, codes = batch
         return jnp.mean((jax.vmap(functools.partial(module.apply, params))(cond) - codes) ** 2), {}
 
-    return loss, sample, adam_on_cosine(peak_rate, num_steps, 1.0)
+    init = lambda key, data: init_network(module, key, data[0][0])
+    return Learner(init, sample, loss, {"method": "hypernetwork", "network": module}, DEFAULTS)
 
 
-def _codes(encoder, key, weights, encoder_params):
-    params = encoder.fit(key, weights) if encoder_params is None else encoder_params
-    return params, encode_all(encoder, params, weights)
+DEFAULTS = Defaults(5000, 1e-3, functools.partial(adam_on_cosine, max_grad_norm=1.0))
+
+
+def _codes(codec, key, zoo):
+    params = fit(key, codec, zoo.weights)[0] if zoo.codec_params is None else zoo.codec_params
+    return params, encode_all(codec, params, zoo.weights)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Encoder
+from gfm_jax.base import Codec, Procedure
 from gfm_jax.weights.linear import check_weights, power_of_two, wide
 from gfm_jax.weights.symmetry.group import Symmetry, flat, leaves_of, move, rescale
 
@@ -17,7 +17,7 @@ __all__ = ["balance", "canonical", "match"]
 MAX_SWEEPS = 1000  # of rescalings: of one hidden layer one is enough, residual connections may want a hundred
 
 
-def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Encoder:
+def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Codec:
     r"""Weights brought to the one canonical form that all their equivalents share.
 
     .. math:: z = \arg\min_{g} | g \cdot w - r |, \qquad f_z = f_w
@@ -30,14 +30,14 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Encoder:
       rounds: how often the mean is taken.
 
     Returns:
-      An encoder from weights to weights; decoding leaves them as they are.
+      A codec from weights to weights; decoding leaves them as they are.
     """
 
-    def fit(key: Array, weights: Float[Array, "num dim"], *, folder=None, progress=None) -> Float[Array, " dim"]:
+    def fit_to(key, weights, *, folder, progress) -> Float[Array, " dim"]:
         return _reference(symmetry, rounds, check_weights(weights, 1))
 
     encode = lambda reference, w: match(symmetry, reference, balance(symmetry, wide(w)))
-    return Encoder(fit, encode, lambda reference, z: z)
+    return Codec(Procedure(fit_to), encode, lambda reference, z: z)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -8,13 +8,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Encoder, Generator
-from gfm_jax.checks import as_points, check_count, check_finite
-from gfm_jax.flows import GaussianSource, draw_gaussian, fit_gaussian, optimal_transport, unit_gaussian
-from gfm_jax.flows.flow_data import check_conditions, conditions_of
+from gfm_jax.base import Codec, Flow, Generator, Procedure
+from gfm_jax.checks import check_count
+from gfm_jax.fitting import fit
+from gfm_jax.flows import (
+    FlowData,
+    GaussianSource,
+    draw_gaussian,
+    fit_gaussian,
+    optimal_transport,
+    sample,
+    unit_gaussian,
+)
+from gfm_jax.flows.flow_data import check_conditions
 from gfm_jax.weights.codes import decode_all, encode_all
+from gfm_jax.weights.zoo import as_zoo
 
 __all__ = ["FlowToLearnParams", "Origin", "flow_to_learn"]
 
@@ -31,20 +41,22 @@ class Origin:
 
 
 class FlowToLearnParams(NamedTuple):
-    """What a fit finds: of the encoder, of the flow, and the source where it is a Gaussian; and what it was fitted by."""
+    """What a fit finds: of the codec, of the flow, and the source where it is a Gaussian; and what it was fitted by."""
 
-    encoder: PyTree
+    codec: PyTree
     flow: PyTree
     source: GaussianSource | None
     origin: Origin
 
 
 def flow_to_learn(
-    encoder: Encoder,
-    flow: Generator,
+    codec: Codec,
+    flow: Flow,
     *,
     source: str | Callable[[Array], Array] = "gaussian",
     coupling: str = "independent",
+    num_steps: int | None = None,
+    learning_rate: float | None = None,
 ) -> Generator:
     r"""Generates weights, of networks like those of a zoo, by a flow between codes.
 
@@ -52,24 +64,25 @@ def flow_to_learn(
        \min_\theta E | v_\theta(z_t, t; y) - (z_1 - z_0) |^2, \quad \hat w = \mathrm{decode}(z(1))
 
     Args:
-      encoder: from weights to codes.
-      flow: from a source to codes: `empirical_flow_matching`, or `self_distilled_flow_map`, which generates in one call.
+      codec: from weights to codes.
+      flow: from a source to codes: `flow_matching`, or `flow_map`, which generates in one step; guided ones by `flows.guide`.
       source: "gaussian" for noise of the flow's own deviation, its `std_0`; "fitted" for the Gaussian that has the codes' mean
         and covariance; or the law of the networks' own initial weights, `(key) -> w [dim]`, which is encoded as they are.
         Noise under an independent coupling is drawn afresh in every batch; any other source once for each network, and noise
         that is to be coupled is of unit deviation.
-      coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`groups` of `fit`),
+      coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`Zoo.groups`),
         only within a group, since else a source would tell its condition.
 
+      num_steps, learning_rate: of the fit of the flow; by default as its own.
+
     Returns:
-      A generator:
-      `fit(key, weights [num, dim], cond=None, *, groups=None, encoder_params=None, folder=None, progress=None)`;
-      `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, **choices)`, where the temperature scales a Gaussian
-      source's deviation, x_0 are codes to start from, and the choices are those of the flow's own `generate`, such as guidance
-      or the number of jumps; `velocity` and `flow_map` are those of codes.
+      A generator, fitted to weights [num, dim], a pair (weights, cond) or a `Zoo`. Its
+      `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, num_steps=None, solver=None)` scales a Gaussian
+      source's deviation by the temperature, starts from the codes x_0 where they are given, and follows the flow as `sample`
+      does; `velocity` and `flow_map` are those of codes.
 
     Raises:
-      ValueError: for an unknown source or coupling; in `fit` as encoder and flow do, for groups of another number, and for
+      ValueError: for an unknown source or coupling; in `fit` as codec and flow do, for groups of another number, and for
         optimal transport with conditions but no groups; in `generate` for a temperature that is negative, or not 1 with a
         source that is no Gaussian.
 
@@ -81,33 +94,40 @@ def flow_to_learn(
         raise ValueError(f"coupling: expected one of {', '.join(COUPLINGS)}, got {coupling!r}")
     origin = Origin("initial" if callable(source) else source, coupling)
 
-    def fit(key, weights, cond=None, *, groups=None, encoder_params=None, folder=None, progress=None):
-        weights = as_points("weights", weights)
-        check_finite("weights", weights)
-        cond = None if cond is None else conditions_of(cond, len(weights), "networks")
-        if groups is not None and np.shape(groups)[:1] != (len(weights),):
-            raise ValueError(f"groups: expected one for each of {len(weights)} networks, got shape {np.shape(groups)}")
-        if coupling == "optimal_transport" and cond is not None and groups is None:
+    def fit_all(key, data, *, folder, progress):
+        zoo = as_zoo(data)
+        if coupling == "optimal_transport" and zoo.cond is not None and zoo.groups is None:
             raise ValueError("groups: expected with conditions, so that optimal transport stays within a group")
-        key_encoder, key_source, key_flow = jax.random.split(key, 3)
+        key_codec, key_source, key_flow = jax.random.split(key, 3)
         inside = lambda name: None if folder is None else pathlib.Path(folder) / name
-        if encoder_params is None:
-            encoder_params = encoder.fit(key_encoder, weights, folder=inside("encoder"), progress=progress)
-        z_1 = encode_all(encoder, encoder_params, weights)
+        params, cond = zoo.codec_params, zoo.cond
+        if params is None:
+            params, _ = fit(key_codec, codec, zoo.weights, folder=inside("codec"), progress=progress)
+        z_1 = encode_all(codec, params, zoo.weights)
         gaussian = _gaussian(source, z_1)
         if source == "gaussian" and coupling == "independent":
-            x_0 = None  # drawn afresh in every batch
+            z_0 = None  # drawn afresh in every batch
         else:
-            x_0 = _draw(encoder, encoder_params, source, gaussian, key_source, len(z_1))
+            z_0 = _draw(codec, params, source, gaussian, key_source, len(z_1))
         if coupling == "optimal_transport":
-            index = optimal_transport(x_0, z_1, groups)
+            index = optimal_transport(z_0, z_1, zoo.groups)
             z_1, cond = z_1[index], None if cond is None else cond[index]
-        params = flow.fit(key_flow, z_1, cond, x_0=x_0, folder=inside("flow"), progress=progress)
-        if x_0 is None:
-            gaussian = gaussian._replace(factor=jnp.diag(params.std_0))
-        return FlowToLearnParams(encoder_params, params, gaussian, origin)
+        found, _ = fit(
+            key_flow,
+            flow,
+            FlowData(z_1, cond, z_0),
+            num_steps=num_steps,
+            learning_rate=learning_rate,
+            folder=inside("flow"),
+            progress=progress,
+        )
+        if z_0 is None:
+            gaussian = gaussian._replace(factor=jnp.diag(found.std_0))
+        return FlowToLearnParams(params, found, gaussian, origin)
 
-    def generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, **choices):
+    def generate(
+        key, params, num, cond=None, *, temperature=1.0, x_0=None, num_steps=None, solver=None
+    ) -> Float[Array, "num dim"]:
         known = not isinstance(temperature, jax.core.Tracer)
         if (known and not 0 <= temperature < np.inf) or (params.source is None and not (known and temperature == 1)):
             raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
@@ -115,12 +135,13 @@ def flow_to_learn(
         cond = check_conditions(cond, num, params.flow.conditions)
         key_source, key_flow = jax.random.split(key)
         if x_0 is None:
-            x_0 = _draw(encoder, params.encoder, source, params.source, key_source, num, temperature)
-        return decode_all(encoder, params.encoder, flow.generate(key_flow, params.flow, num, cond, x_0=x_0, **choices))
+            x_0 = _draw(codec, params.codec, source, params.source, key_source, num, temperature)
+        options = {"x_0": x_0, "num_steps": num_steps, "solver": solver}
+        return decode_all(codec, params.codec, sample(key_flow, flow, params.flow, num, cond, **options))
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
     jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
-    return Generator(fit, generate, velocity, jump)
+    return Generator(Procedure(fit_all), generate, velocity, jump)
 
 
 def _gaussian(source, z_1):
@@ -131,9 +152,9 @@ def _gaussian(source, z_1):
     return unit_gaussian(z_1[0])
 
 
-def _draw(encoder, encoder_params, source, gaussian, key, num, temperature=1.0):
+def _draw(codec, codec_params, source, gaussian, key, num, temperature=1.0):
     """Points of the source."""
     if gaussian is None:
         weights = jax.vmap(source)(jax.random.split(key, num))
-        return encode_all(encoder, encoder_params, weights)
+        return encode_all(codec, codec_params, weights)
     return draw_gaussian(key, gaussian, num, temperature)

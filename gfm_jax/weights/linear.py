@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Encoder
+from gfm_jax.base import Codec, Procedure
 from gfm_jax.checks import check_finite
+from gfm_jax.fitting import fit
 
 __all__ = ["chain", "identity", "pca", "standardized"]
 
@@ -30,17 +31,17 @@ class Components(NamedTuple):
     std: Float[Array, " codes"]
 
 
-def identity() -> Encoder:
+def identity() -> Codec:
     """z = w."""
 
-    def fit(key, weights, *, folder=None, progress=None):
+    def fit_to(key, weights, *, folder, progress):
         check_weights(weights, 1)
         return ()
 
-    return Encoder(fit, lambda params, w: w, lambda params, z: z)
+    return Codec(Procedure(fit_to), lambda params, w: w, lambda params, z: z)
 
 
-def standardized(by_coordinate: bool = False) -> Encoder:
+def standardized(by_coordinate: bool = False) -> Codec:
     r"""Weights of mean zero and deviation one.
 
     .. math:: z = (w - \mu) / \sigma
@@ -49,10 +50,10 @@ def standardized(by_coordinate: bool = False) -> Encoder:
       by_coordinate: a deviation for every weight, so that those that hardly vary count as much as others; else one for all.
 
     Returns:
-      An encoder; its `fit` raises ValueError for fewer than two networks.
+      A codec; its fit raises ValueError for fewer than two networks.
     """
 
-    def fit(key, weights, *, folder=None, progress=None):
+    def fit_to(key, weights, *, folder, progress):
         return Standard(*mean_and_std(check_weights(weights, 2), by_coordinate))
 
     def encode(at, w):
@@ -63,10 +64,10 @@ def standardized(by_coordinate: bool = False) -> Encoder:
         check_codes(z, at.mean)
         return at.mean + at.std * z
 
-    return Encoder(fit, encode, decode)
+    return Codec(Procedure(fit_to), encode, decode)
 
 
-def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
+def pca(num_codes: int, *, whiten: bool = True) -> Codec:
     r"""The coordinates along the first principal components, by scikit-learn.
 
     .. math:: z = \Lambda^{-1/2} U (w - \mu), \qquad \hat w = \mu + U^\top \Lambda^{1/2} z
@@ -76,12 +77,12 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
       whiten: give every code deviation one: a flow from unit noise then moves all of them alike.
 
     Returns:
-      An encoder; its `fit` raises ValueError for no more networks than components, or fewer weights.
+      A codec; its fit raises ValueError for no more networks than components, or fewer weights.
     """
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1 component, got {num_codes}")
 
-    def fit(key, weights, *, folder=None, progress=None):
+    def fit_to(key, weights, *, folder, progress):
         weights = check_weights(weights, num_codes + 1, f" for {num_codes} components")
         if num_codes > weights.shape[1]:
             raise ValueError(
@@ -105,32 +106,32 @@ def pca(num_codes: int, *, whiten: bool = True) -> Encoder:
         check_codes(z, at.std)
         return at.mean + jnp.matmul(at.std * z, at.directions, precision="highest")
 
-    return Encoder(fit, encode, decode)
+    return Codec(Procedure(fit_to), encode, decode)
 
 
-def chain(*encoders: Encoder) -> Encoder:
-    """One encoder after the other, each fitted to the codes of those before it."""
+def chain(*codecs: Codec) -> Codec:
+    """One codec after the other, each fitted to the codes of those before it."""
 
-    def fit(key, weights, *, folder=None, progress=None):
-        params, last = [], len(encoders) - 1
-        for number, (encoder, key_own) in enumerate(zip(encoders, jax.random.split(key, len(encoders)), strict=True)):
+    def fit_all(key, weights, *, folder, progress):
+        params, last = [], len(codecs) - 1
+        for number, (codec, key_own) in enumerate(zip(codecs, jax.random.split(key, len(codecs)), strict=True)):
             own = None if folder is None else pathlib.Path(folder) / str(number)
-            params.append(encoder.fit(key_own, weights, folder=own, progress=progress))
+            params.append(fit(key_own, codec, weights, folder=own, progress=progress)[0])
             if number < last:
-                weights = jax.jit(jax.vmap(functools.partial(encoder.encode, params[-1])))(weights)
+                weights = jax.jit(jax.vmap(functools.partial(codec.encode, params[-1])))(weights)
         return tuple(params)
 
     def encode(params, w):
-        for encoder, own in zip(encoders, params, strict=True):
-            w = encoder.encode(own, w)
+        for codec, own in zip(codecs, params, strict=True):
+            w = codec.encode(own, w)
         return w
 
     def decode(params, z):
-        for encoder, own in zip(reversed(encoders), reversed(params), strict=True):
-            z = encoder.decode(own, z)
+        for codec, own in zip(reversed(codecs), reversed(params), strict=True):
+            z = codec.decode(own, z)
         return z
 
-    return Encoder(fit, encode, decode)
+    return Codec(Procedure(fit_all), encode, decode)
 
 
 def check_size(weights: Array, like: Array) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Encoder, Layout
+from gfm_jax.base import Codec, Layout, Procedure
 from gfm_jax.pytrees import output_axes
 from gfm_jax.weights.linear import check_size, check_weights, wide
 
@@ -25,7 +25,7 @@ class Adapter(NamedTuple):
     transposed: bool  # whether the leaf lies in memory as [units, incoming]
 
 
-def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encoder:
+def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Codec:
     r"""What a network adds to a backbone, each matrix by its best approximation of a low rank.
 
     .. math:: W = W_0 + A B, \qquad A = U \sqrt{S}, \; B = \sqrt{S} V^\top
@@ -35,7 +35,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
     vectors, such as biases, are kept whole.
 
     Weights of networks that were trained as adapters come back exactly. Such runs are recorded with the factors as weights:
-    `Network(init, lambda z, x: apply(encoder.decode((), z), x))`, with an `init` whose B is zero.
+    `Network(init, lambda z, x: apply(codec.decode((), z), x))`, with an `init` whose B is zero.
 
     Args:
       layout: of the flat weights.
@@ -43,7 +43,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
       rank: of every factor, at least 1; matrices that are no larger than their factors are kept whole.
 
     Returns:
-      An encoder; its `fit` only checks the weights.
+      A codec; its fit only checks the weights.
 
     Raises:
       ValueError: for a rank below 1, or a backbone or weights of another size than the layout's.
@@ -56,7 +56,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
         raise ValueError(f"backbone: expected the {layout.dim} weights of the layout, got shape {backbone.shape}")
     adapters, backbone = _adapters(layout, rank), wide(backbone)
 
-    def fit(key, weights, *, folder=None, progress=None):
+    def fit(key, weights, *, folder, progress):
         check_weights(weights, 1)
         if weights.shape[1] != layout.dim:
             raise ValueError(
@@ -75,7 +75,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Encod
     def decode(params, z):
         return backbone + jnp.concatenate([_product(a, z) for a in adapters])
 
-    return Encoder(fit, encode, decode)
+    return Codec(Procedure(fit), encode, decode)
 
 
 def _adapters(layout, rank):

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Generator
+from gfm_jax.base import Defaults, Generator, Learner
 from gfm_jax.checks import check_count
 from gfm_jax.convolutions import fast_in_loops
-from gfm_jax.fitting import fit as minimise
 from gfm_jax.flows.flow_data import adam_on_cosine
 
 __all__ = ["adapt", "adaptation", "adapted", "maml", "reptile"]
@@ -86,15 +85,15 @@ def adapted(
 
     num_steps = check_count("num_steps", num_steps, least=0)
 
-    def generate(key, params, num, cond=None, *, support, **choices):
+    def generate(key, params, num, cond=None, *, support):
         num = check_count("num", num)
         wrong = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(support)} - {(num,)}
         if wrong:
             raise ValueError(f"support: expected one set for each of {num} networks, got leading axes {sorted(wrong)}")
-        weights = generator.generate(key, params, num, cond, **choices)
+        weights = generator.generate(key, params, num, cond)
         return _adapt_all(loss, optimizer, num_steps, weights, support)
 
-    return Generator(generator.fit, generate)
+    return Generator(generator.learner, generate)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -109,9 +108,7 @@ def maml(
     *,
     inner_rate: float = 0.01,
     inner_steps: int = 1,
-    num_steps: int = 5000,
     batch_size: int = 25,
-    peak_rate: float = 1e-3,
 ) -> Generator:
     r"""Initial weights that are good after a few steps of gradient descent on a new task.
 
@@ -124,11 +121,10 @@ def maml(
       init: `(key) -> w [dim]`.
       loss, draw: as the head of this file says.
       inner_rate, inner_steps: alpha and k.
-      num_steps, batch_size, peak_rate: of Adam on a cosine, over batches of tasks.
+      batch_size: tasks in a batch.
 
     Returns:
-      A generator of the one initialisation: `fit(key, data, ..., folder=None, progress=None)`, data the arrays that `draw`
-      reads.
+      A generator of the one initialisation, fitted to the arrays that `draw` reads.
 
     Raises:
       ValueError: for fewer than one inner step, or an inner rate that is not positive.
@@ -141,7 +137,7 @@ def maml(
         support, query = episode
         return loss(adapt(loss, optax.sgd(inner_rate), inner_steps, w, support), query)
 
-    return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)
+    return _initialisation("maml", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
 
 
 def reptile(
@@ -151,9 +147,7 @@ def reptile(
     *,
     inner_rate: float = 0.01,
     inner_steps: int = 10,
-    num_steps: int = 5000,
     batch_size: int = 25,
-    peak_rate: float = 1e-3,
 ) -> Generator:
     r"""Initial weights that are near to where a few steps on any task lead.
 
@@ -171,7 +165,7 @@ def reptile(
         after = adapt(loss, optax.sgd(inner_rate), inner_steps, w, episode[0])
         return jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
 
-    return _initialisation(init, draw, objective, num_steps, batch_size, peak_rate)
+    return _initialisation("reptile", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
 
 
 def _check_inner(inner_rate, inner_steps):
@@ -180,9 +174,8 @@ def _check_inner(inner_rate, inner_steps):
         raise ValueError(f"inner_rate: expected more than 0, got {inner_rate}")
 
 
-def _initialisation(init, draw, objective, num_steps, batch_size, peak_rate):
+def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps, batch_size):
     """The generator of one set of weights, that minimises an objective over episodes."""
-    check_count("num_steps", num_steps)
     check_count("batch_size", batch_size)
 
     def sample(key, data):
@@ -191,12 +184,12 @@ def _initialisation(init, draw, objective, num_steps, batch_size, peak_rate):
     def mean_over_tasks(w, key, episodes):
         return jnp.mean(jax.vmap(lambda episode: objective(w, episode))(episodes)), {}
 
-    optimizer = adam_on_cosine(peak_rate, num_steps, 10.0)
+    config = {
+        "method": method, "loss": loss, "draw": draw, "inner_rate": inner_rate, "inner_steps": inner_steps,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    learner = Learner(lambda key, data: init(key), sample, mean_over_tasks, config, DEFAULTS)
+    return Generator(learner, lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w))))
 
-    def fit(key, data, cond=None, *, encoder_params=None, folder=None, progress=None):
-        key_init, key_fit = jax.random.split(key)
-        options = {"average": 0.99, "folder": folder, "progress": progress}
-        return minimise(key_fit, mean_over_tasks, init(key_init), data, sample, optimizer, num_steps, **options).params
 
-    generate = lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w)))
-    return Generator(fit, generate)
+DEFAULTS = Defaults(num_steps=5000, learning_rate=1e-3, optimizer=adam_on_cosine, ema_decay=0.99)

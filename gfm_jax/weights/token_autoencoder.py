@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Encoder, Layout
-from gfm_jax.fitting import fit as minimise
+from gfm_jax.base import Codec, Layout, Learner
 from gfm_jax.networks import MLP, DeepSet, init_network
-from gfm_jax.weights.autoencoder import autoencoder_loss, autoencoder_recipe, encoder_optimizer
+from gfm_jax.weights.autoencoder import DEFAULTS, Terms, autoencoder_loss, check_codec
 from gfm_jax.weights.linear import check_size, check_weights, mean_and_std
 from gfm_jax.weights.tokens import from_tokens, to_tokens, tokens_of
 
@@ -37,8 +36,15 @@ def token_autoencoder(
     *,
     token_size: int | None = None,
     augment: Sequence[Callable[[Array, Array], Array]] | None = None,
-    **choices,
-) -> tuple[Encoder, ...]:
+    widths: Sequence[int] = (512, 512),
+    weights: float = 0.1,
+    behaviour: float = 1.0,
+    kl: float = 0.0,
+    noise: float = 0.1,
+    logits: bool = True,
+    num_inputs: int = 64,
+    batch_size: int = 128,
+) -> tuple[Codec, ...]:
     r"""Codes of one length for networks of several layouts: a deep set of their tokens, and a perceptron that makes each token.
 
     .. math:: z = \rho\left(\frac1n \sum_i \phi(\tau_i, p_i)\right), \qquad \hat\tau_i = \psi(z, p_i)
@@ -53,10 +59,11 @@ def token_autoencoder(
       inputs: examples that the behaviour is compared on.
       token_size: weights in a token; by default as many as the largest unit of all layouts has.
       augment: for each layout `(key, w) -> w`, as in `autoencoder`.
-      **choices: any other field of `AutoencoderRecipe`; of the widths the encoder's hidden layers take the first.
+      widths, weights, behaviour, kl, noise, logits, num_inputs, batch_size: as in `autoencoder`; of the widths the encoder's
+        hidden layers take the first.
 
     Returns:
-      An encoder for each layout. They share parameters: `fit` of any of them takes the weights of all, a sequence of
+      A codec for each layout. They share parameters: a fit of any of them takes the weights of all, a sequence of
       [num, dim], or one such array where there is one layout.
 
     Raises:
@@ -65,7 +72,8 @@ def token_autoencoder(
 
     Tokens for weights as in scalable hyper-representations, arXiv 2406.09997.
     """
-    recipe = autoencoder_recipe(num_codes, outputs, inputs, choices)
+    check_codec(num_codes, None if outputs is None else outputs[0], inputs)
+    terms = Terms(weights, behaviour if outputs is not None else 0.0, kl, noise, logits, num_inputs, batch_size)
     if not layouts:
         raise ValueError("layouts: expected at least one, got none")
     if other := [layout.names for layout in layouts if layout.names != layouts[0].names]:
@@ -75,17 +83,16 @@ def token_autoencoder(
             raise ValueError(f"{name}: expected one for each of {len(layouts)} layouts, got {len(functions)}")
     size = max(tokens_of(layout).index.shape[1] for layout in layouts) if token_size is None else token_size
     kinds = tuple(tokens_of(layout, size) for layout in layouts)
-    module = _module(recipe, kinds, size)
+    module = _module(tuple(widths), num_codes, kinds, size)
     coders = [
         (functools.partial(_posterior, module, k, tokens), functools.partial(_decode, module, k, tokens))
         for k, tokens in enumerate(kinds)
     ]
     none = (None,) * len(layouts)
-    optimizer = encoder_optimizer(recipe)  # made once, so that a second fit compiles nothing
-    loss, sample = _objective(recipe, coders, outputs or none, augment or none)
+    loss, sample = _objective(terms, coders, outputs or none, augment or none)
     examples = () if inputs is None else jnp.asarray(inputs)
 
-    def fit(key, weights, *, folder=None, progress=None) -> Params:
+    def prepare(key, weights):
         weights = (weights,) if hasattr(weights, "ndim") else tuple(weights)
         if len(weights) != len(layouts):
             raise ValueError(f"weights: expected those of {len(layouts)} kinds of networks, got {len(weights)}")
@@ -93,17 +100,24 @@ def token_autoencoder(
         for own, layout in zip(weights, layouts, strict=True):
             if own.shape[1] != layout.dim:
                 raise ValueError(f"weights: expected {layout.dim} for each network of its layout, got {own.shape[1]}")
-        key_init, key_fit = jax.random.split(key)
-        networks = init_network(module, key_init, to_tokens(kinds[0], weights[0][0]), *_places(kinds[0]))
+        return weights, examples
+
+    def init(key, data) -> Params:
+        weights, _ = data
+        networks = init_network(module, key, to_tokens(kinds[0], weights[0][0]), *_places(kinds[0]))
         means, stds = zip(*map(mean_and_std, weights), strict=True)
         scale = jnp.sqrt(sum(own.var(0).mean() for own in weights) / len(weights))
         scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.stack(stds).max())
-        options = {"average": recipe.average, "folder": folder, "progress": progress}
-        data, start = (weights, examples), Params(networks, means, scale)
-        return minimise(key_fit, loss, start, data, sample, optimizer, recipe.num_steps, **options).params
+        return Params(networks, means, scale)
 
+    config = {
+        "method": "token_autoencoder", "layouts": tuple(layouts), "num_codes": num_codes, "token_size": size,
+        "widths": tuple(widths), "outputs": outputs and tuple(outputs), "augment": augment and tuple(augment),
+        **terms._asdict(),
+    }  # fmt: skip
+    learner = Learner(init, sample, loss, config, DEFAULTS, prepare=prepare, frozen=("means", "scale"))
     first = lambda encode: lambda params, w: encode(params, w)[0]
-    return tuple(Encoder(fit, first(encode), decode) for encode, decode in coders)
+    return tuple(Codec(learner, first(encode), decode) for encode, decode in coders)
 
 
 class Networks(nn.Module):
@@ -134,9 +148,9 @@ class Networks(nn.Module):
         return self.decode(self.encode(tokens, *indices)[0], *indices)
 
 
-def _module(recipe, kinds, size):
+def _module(widths, num_codes, kinds, size):
     most = (max(int(getattr(kind, name).max()) for kind in kinds) + 1 for name in ("layer", "unit", "chunk"))
-    return Networks(recipe.widths, recipe.num_codes, size, tuple(most))
+    return Networks(widths, num_codes, size, tuple(most))
 
 
 def _places(tokens):
@@ -154,7 +168,7 @@ def _decode(module, k, tokens, params, z):
     return params.means[k] + params.scale * from_tokens(tokens, vectors)
 
 
-def _objective(recipe, coders, outputs, augments):
+def _objective(terms, coders, outputs, augments):
     """The mean of the loss over the kinds of networks."""
 
     def sample(key, data):
@@ -163,19 +177,18 @@ def _objective(recipe, coders, outputs, augments):
         batches = []
         for key_own, own, augment in zip(keys, weights, augments, strict=True):
             key_which, key_augment = jax.random.split(key_own)
-            w = own[jax.random.randint(key_which, (recipe.batch_size,), 0, len(own))]
+            w = own[jax.random.randint(key_which, (terms.batch_size,), 0, len(own))]
             if augment is not None:
-                w = jax.vmap(augment)(jax.random.split(key_augment, recipe.batch_size), w)
+                w = jax.vmap(augment)(jax.random.split(key_augment, terms.batch_size), w)
             batches.append(w)
         if outputs[0] is None:
             return tuple(batches), ()
-        return tuple(batches), examples[jax.random.randint(key_inputs, (recipe.num_inputs,), 0, len(examples))]
+        return tuple(batches), examples[jax.random.randint(key_inputs, (terms.num_inputs,), 0, len(examples))]
 
     def loss(params, key, batch):
         weights, seen = batch
-        params = params._replace(**jax.lax.stop_gradient({"means": params.means, "scale": params.scale}))
         found = [
-            autoencoder_loss(recipe, encode, decode, of_kind, params, own_key, own, seen)
+            autoencoder_loss(terms, encode, decode, of_kind, params, own_key, own, seen)
             for own_key, own, of_kind, (encode, decode) in zip(
                 jax.random.split(key, len(weights)), weights, outputs, coders, strict=True
             )

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Shaped
 
+from gfm_jax.base import Learner
 from gfm_jax.checks import as_points, check_finite
 from gfm_jax.fitting import fit
 from gfm_jax.networks import init_network
@@ -82,7 +83,6 @@ def classifier_features(
         _check_labels("labels" if name == "images" else "held_out", its_labels, len(points))
     labels, held_labels = jnp.asarray(labels), jnp.asarray(held_labels)
     network = _Classifier(shape, channels, num_features, int(labels.max()) + 1)
-    key_init, key_fit = jax.random.split(key)
 
     def sample(key, data):
         index = jax.random.randint(key, (batch_size,), 0, len(data[0]))
@@ -92,9 +92,9 @@ def classifier_features(
         logits, _ = network.apply(params, batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
 
-    rate = optax.cosine_decay_schedule(5e-3, num_steps)
-    params = init_network(network, key_init, images[:1])
-    params = fit(key_fit, loss, params, (images, labels), sample, optax.adam(rate), num_steps).params
+    learner = Learner(lambda key, data: init_network(network, key, data[0][:1]), sample, loss)
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, num_steps))
+    params, _ = fit(key, learner, (images, labels), optimizer=optimizer, num_steps=num_steps)
     apply = jax.jit(network.apply)
     accuracy = (apply(params, held)[0].argmax(-1) == held_labels).mean()
     return Features(lambda images: apply(params, as_points("images", images))[1], float(accuracy))
