@@ -29,6 +29,7 @@ from .runs import (
     take,
     with_slots,
 )
+from .saving import load, save
 from .solve import solve_flow
 from .weights import audit, autoencoder, canonical, chain, find_symmetry, flow_to_learn, pca
 
@@ -72,6 +73,7 @@ __all__ = [
     "layout_of",
     "leapfrog",
     "linear_regression",
+    "load",
     "load_dataset",
     "networks",
     "observe",
@@ -88,6 +90,7 @@ __all__ = [
     "rk4",
     "runs",
     "sample",
+    "save",
     "save_steps",
     "solve",
     "solve_flow",

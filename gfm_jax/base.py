@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = [
     "Codec",
+    "Config",
     "Context",
     "Defaults",
     "Flow",
@@ -36,6 +37,7 @@ __all__ = [
     "Procedure",
     "Task",
     "Trajectory",
+    "config_of",
 ]
 
 
@@ -70,6 +72,18 @@ class Defaults(NamedTuple):
     ema_decay: float = 0.999
 
 
+class Config(NamedTuple):
+    """What a method was made of: the function that made it, such as "flows.flow_map", and its arguments by name."""
+
+    method: str
+    choices: tuple[tuple[str, Any], ...]
+
+
+def config_of(method: str, **choices: Any) -> Config:
+    """The config of a method and its choices: hashable values."""
+    return Config(method, tuple(choices.items()))
+
+
 class Learner(NamedTuple):
     """How parameters are learned by gradients: what `gfm_jax.fit` needs to know of a method.
 
@@ -77,18 +91,18 @@ class Learner(NamedTuple):
       init: `(key, data) -> params`, where a fit starts.
       sample: `(key, data) -> batch`, the examples of one step.
       loss: `(params, key, batch) -> (scalar, info)`, info a dict of scalars.
-      config: the choices that made these functions, by name: hashable values. Two learners of equal configs share one
-        compiled program. None for functions that are compared themselves.
+      config: the choices that made these functions. Two learners of equal configs share one compiled program. None for
+        functions that are compared themselves.
       defaults: of the optimizer; None where `fit` has to be told.
       prepare: `(key, data) -> data` as the other functions take it: checked and brought into arrays, once.
       resume: `(start, data) -> params`, where a fit goes on from the parameters of another one.
-      frozen: names of fields of params, at any depth, that stay as `init` made them.
+      frozen: names of the fields of params that stay as `init` made them.
     """
 
     init: Init
     sample: Sample
     loss: Loss
-    config: dict[str, Any] | None = None
+    config: Config | None = None
     defaults: Defaults | None = None
     prepare: Callable[[Array, Any], Any] = lambda key, data: data
     resume: Callable[[Any, Any], PyTree] = lambda start, data: start
@@ -100,11 +114,11 @@ class Procedure(NamedTuple):
 
     Attributes:
       fit: `(key, data, *, folder, progress) -> params`, the last two as `gfm_jax.fit` has them, for its long parts.
-      config: the choices that made it, by name.
+      config: the choices that made it.
     """
 
     fit: Callable[..., PyTree]
-    config: dict[str, Any] | None = None
+    config: Config | None = None
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------

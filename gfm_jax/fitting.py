@@ -6,6 +6,7 @@ import inspect
 import operator
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.fingerprint import describe
 from gfm_jax.pytrees import auto_mesh, on_auto_mesh, place
 
-__all__ = ["FitInfo", "fit", "seconds_of"]
+__all__ = ["FitInfo", "fit", "seconds_of", "with_defaults"]
 
 
 class FitInfo(NamedTuple):
@@ -129,7 +130,7 @@ def fit(
     params, data, key_fit = on_auto_mesh((params, data, key_fit))
     identity = {}
     if folder is not None:
-        identity = _identity(key_fit, learner, params, data, optimizer, num_steps, ema_decay)
+        identity = _identity(key, learner, params, data, optimizer, num_steps, ema_decay)
     state = _start(optimizer, *_split(learner, params))
     if mesh is not None:
         mesh = auto_mesh(mesh)
@@ -170,12 +171,46 @@ def fit(
     return _merge(averaged, frozen), FitInfo(losses, norms, terms, _merge(last, frozen), seconds)
 
 
+def with_defaults(
+    method: Any,
+    *,
+    num_steps: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: Callable[[float, int], optax.GradientTransformation] | None = None,
+    ema_decay: float | None = None,
+) -> Any:
+    """A method that is fitted otherwise where `fit` is told nothing: for those that are parts of others.
+
+    Args:
+      method: a `Learner`, or what has one as its `learner`.
+      num_steps, learning_rate, optimizer, ema_decay: as `Defaults` has them; None for the method's own.
+
+    Returns:
+      The method with other defaults.
+
+    Raises:
+      ValueError: for a method without defaults.
+
+    >>> import gfm_jax as gfm
+    >>> short = gfm.fitting.with_defaults(gfm.autoencoder(8), num_steps=100)
+    >>> short.learner.defaults.num_steps
+    100
+    """
+    learner = getattr(method, "learner", method)
+    if not isinstance(learner, Learner) or learner.defaults is None:
+        raise ValueError(f"method: expected one with defaults of an optimizer, got {type(method).__name__}")
+    told = {"num_steps": num_steps, "learning_rate": learning_rate, "optimizer": optimizer, "ema_decay": ema_decay}
+    defaults = learner.defaults._replace(**{name: value for name, value in told.items() if value is not None})
+    learner = learner._replace(defaults=defaults)
+    return learner if isinstance(method, Learner) else method._replace(learner=learner)
+
+
 class Program:
     """What a compiled fit is of. Equal configs make equal programs, so that a second, identical fit compiles nothing."""
 
     def __init__(self, kind, learner, optimizer, ema_decay, chunk, mesh):
         self.learner, self.optimizer, self.ema_decay, self.chunk, self.mesh = learner, optimizer, ema_decay, chunk, mesh
-        functions = (learner.loss, learner.sample) if learner.config is None else tuple(learner.config.items())
+        functions = (learner.loss, learner.sample) if learner.config is None else learner.config
         self.key = (functions, learner.frozen, kind, ema_decay, chunk, mesh)
 
     def __eq__(self, other):
@@ -190,7 +225,7 @@ def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
     defaults = learner.defaults
     if defaults is None and (num_steps is None or optimizer is None):
         missing = "num_steps" if num_steps is None else "optimizer"
-        raise ValueError(f"{missing}: expected, since the learner has no default, got None")
+        raise ValueError(f"{missing}: expected one, since the learner has no default, got None")
     num_steps = _count("num_steps", defaults.num_steps if num_steps is None else num_steps)
     if ema_decay is None:
         ema_decay = 0.99 if defaults is None else defaults.ema_decay
@@ -212,8 +247,7 @@ def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
 
 def _split(learner, params):
     """The parameters that move, and those that are frozen; None in the place of the others."""
-    names = lambda path: {str(getattr(step, "name", getattr(step, "key", step))) for step in path}
-    is_frozen = lambda path: bool(names(path) & set(learner.frozen))
+    is_frozen = lambda path: jax.tree_util.keystr(path[:1], simple=True) in learner.frozen
     moving = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_frozen(path) else leaf, params)
     frozen = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen(path) else None, params)
     return moving, frozen
@@ -224,7 +258,7 @@ def _merge(moving, frozen):
     return jax.tree.map(lambda a, b: b if a is None else a, moving, frozen, is_leaf=lambda leaf: leaf is None)
 
 
-def _start(optimizer, params, frozen=None):
+def _start(optimizer, params, frozen):
     """Parameters, optimizer state, average and frozen parameters, copied, since the loop gives their buffers away."""
     params, frozen = jax.tree.map(_copy, (params, frozen))
     opt_state = optimizer.init(params)

@@ -54,7 +54,7 @@ def test_a_typo_is_named():
         ("num_fits", 0),
         ("num_jumps", (0,)),
         ("widths", ()),
-        ("diagonal_share", 1.0),
+        ("diagonal_fraction", 1.0),
         ("image_methods", ("shortcut",)),
         ("image_methods", ("lsd", "lsd")),
         ("peak_rate", 0.0),

@@ -11,8 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+import gfm_jax as gfm
 from gfm_jax import fitting
+from gfm_jax.base import Defaults, Learner, Procedure
 from gfm_jax.fitting import fit
+from gfm_jax.flows import EmpiricalTargets, esd, logit_normal, lsd
+from gfm_jax.networks import TimeMLP
 from gfm_jax.optimizers import heun
 
 DATA = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
@@ -29,39 +33,80 @@ def loss(params, key, batch):
     return jnp.mean(error**2), {"error": jnp.abs(error).mean()}
 
 
+def descend(loss, params, data, sample, optimizer, num_steps, *, key=1, **choices):
+    """The fit of a loss alone, from given parameters."""
+    learner = Learner(lambda key, data: params, sample, loss)
+    return fit(jax.random.key(key), learner, data, optimizer=optimizer, num_steps=num_steps, **choices)
+
+
+def zeros(width=3):
+    return {"w": jnp.zeros(width), "b": jnp.zeros(())}
+
+
+def everything(key, data):
+    return data
+
+
 def straight(num_steps=60, **choices):
-    start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
-    settings = {"chunk": 20} | choices
-    return fit(jax.random.key(1), loss, start, jnp.asarray(DATA), sample, OPTIMIZER, num_steps, **settings)
+    return descend(loss, zeros(), jnp.asarray(DATA), sample, OPTIMIZER, num_steps, **({"chunk": 20} | choices))
 
 
 def test_finds_the_minimum():
-    found = straight(400)
-    np.testing.assert_allclose(found.params["w"], [1.0, -2.0, 0.5], atol=1e-2)
-    assert found.losses[-1] < 1e-3 < found.losses[0]
+    params, info = straight(400)
+    np.testing.assert_allclose(params["w"], [1.0, -2.0, 0.5], atol=1e-2)
+    assert info.losses[-1] < 1e-3 < info.losses[0]
 
 
 def test_the_chunk_does_not_matter():
-    chex.assert_trees_all_close(straight(chunk=7).last, straight(chunk=60).last, rtol=1e-6)
+    chex.assert_trees_all_close(straight(chunk=7)[1].last, straight(chunk=60)[1].last, rtol=1e-6)
 
 
 def test_average_lags_behind_and_forgets_its_start():
-    found = straight(60, average=0.9)
-    assert 0 < float(jnp.abs(found.params["w"] - found.last["w"]).max()) < 0.2
-    chex.assert_trees_all_close(straight(5, average=0.0).params, straight(5, average=0.0).last)
+    params, info = straight(60, ema_decay=0.9)
+    assert 0 < float(jnp.abs(params["w"] - info.last["w"]).max()) < 0.2
+    params, info = straight(5, ema_decay=0.0)
+    chex.assert_trees_all_close(params, info.last)
+
+
+def programs():
+    """How many different fits were compiled."""
+    return fitting._take_steps._cache_size()
 
 
 def test_second_fit_compiles_nothing():
     straight()
-    before = fitting._take_steps._cache_size()
+    before = programs()
     straight()
-    assert fitting._take_steps._cache_size() == before
+    assert programs() == before
+
+
+NET = TimeMLP((3,))
+WHICH = (lambda w, x: x * w[:2].sum(), lambda w, x: x * w[1:].sum())
+CHOICES = {
+    "residual": lambda other: gfm.flow_map(NET, esd if other else lsd),
+    "stop": lambda other: gfm.flow_map(NET, lsd._replace(stop="point" if other else None)),
+    "batch size": lambda other: gfm.flow_matching(NET, batch_size=5 if other else 6),
+    "times": lambda other: gfm.flow_matching(NET, times=logit_normal if other else gfm.flows.uniform),
+    "targets": lambda other: gfm.flow_matching(NET, targets=EmpiricalTargets(4, "per_sample") if other else None),
+    "outputs": lambda other: gfm.autoencoder(1, WHICH[other], jnp.ones((4, 2)), widths=(3,), logits=False),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_program_is_of_the_choices_of_a_method(choice):
+    """Built anew from equal choices it compiles nothing; from another choice it shares no program."""
+    fit_three = lambda other: fit(jax.random.key(0), CHOICES[choice](other), DATA, num_steps=3)[1].losses
+    one = fit_three(False)
+    before = programs()
+    np.testing.assert_array_equal(fit_three(False), one)
+    assert programs() == before
+    assert (fit_three(True) != one).any()
 
 
 def test_two_devices_give_the_numbers_of_one():
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     chex.assert_trees_all_close(
-        jax.device_get(straight(mesh=mesh).last), jax.device_get(straight().last), rtol=1e-4, atol=1e-5
+        jax.device_get(straight(mesh=mesh)[1].last), jax.device_get(straight()[1].last), rtol=1e-4, atol=1e-5
     )
 
 
@@ -92,20 +137,21 @@ def test_killed_then_resumed(tmp_path):
     resumed = straight(folder=tmp_path / "fit")
     never_stopped = straight()
     same_fit(resumed, never_stopped)
-    assert resumed.seconds > half > 0
+    assert resumed[1].seconds > half > 0
     done_before = straight(folder=tmp_path / "fit")
     same_fit(done_before, never_stopped)
-    assert done_before.seconds == resumed.seconds == fitting.seconds_of(tmp_path / "fit")
+    assert done_before[1].seconds == resumed[1].seconds == fitting.seconds_of(tmp_path / "fit")
 
 
 def same_fit(one, other):
     """Parameters, and what every step said, bit for bit."""
-    chex.assert_trees_all_equal(jax.device_get(one[:-1]), jax.device_get(other[:-1]))
+    without_seconds = lambda found: jax.device_get((found[0], found[1][:-1]))
+    chex.assert_trees_all_equal(without_seconds(one), without_seconds(other))
 
 
 def test_params_given_are_not_given_away():
-    start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
-    fit(jax.random.key(1), loss, start, jnp.asarray(DATA), sample, OPTIMIZER, 3)
+    start = zeros()
+    descend(loss, start, jnp.asarray(DATA), sample, OPTIMIZER, 3)
     np.testing.assert_array_equal(start["w"], np.zeros(3))
 
 
@@ -113,16 +159,14 @@ def test_params_given_are_not_given_away():
 
 
 def in_folder(
-    folder, key=1, rate=0.05, data=DATA, num_steps=5, average=0.99, width=3, factor=1.0, schedule=None, **choices
+    folder, key=1, rate=0.05, data=DATA, num_steps=5, ema_decay=0.99, width=3, factor=1.0, schedule=None, **choices
 ):
     def scaled(params, key, batch):
         value, info = loss({**params, "w": params["w"][:3]}, key, batch)
         return factor * value, info
 
-    start = {"w": jnp.zeros(width), "b": jnp.zeros(())}
-    optimizer = optax.adam(schedule or rate)
-    settings = {"folder": folder, "average": average} | choices
-    return fit(jax.random.key(key), scaled, start, jnp.asarray(data), sample, optimizer, num_steps, **settings)
+    settings = {"key": key, "folder": folder, "ema_decay": ema_decay} | choices
+    return descend(scaled, zeros(width), jnp.asarray(data), sample, optax.adam(schedule or rate), num_steps, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +183,7 @@ def used(tmp_path_factory):
         ({"data": DATA + 5}, r"data float32 \[256, 3\] crc32 \w+, here float32 \[256, 3\] crc32"),
         ({"data": np.append(DATA[:-1], DATA[-1:] + 1e-3, axis=0)}, "data float32"),
         ({"num_steps": 4}, "num_steps 5, here 4"),
-        ({"average": 0.5}, r"average 0\.99, here 0\.5"),
+        ({"ema_decay": 0.5}, r"ema_decay 0\.99, here 0\.5"),
         ({"width": 4}, r"params.w float32 \[3\] .* here float32 \[4\]"),
         ({"factor": 2.0}, r"loss.factor 1, here 2"),
         ({"rate": 0.05, "schedule": None}, "learning_rate"),
@@ -167,7 +211,7 @@ def test_a_folder_may_lie_in_the_users_home(tmp_path, monkeypatch):
     found = in_folder("~/fit", progress=True)  # and a bar without a name
     assert [path.name for path in tmp_path.iterdir()] == ["fit"]
     same_fit(in_folder(tmp_path / "fit"), found)
-    assert fitting.seconds_of("~/fit") == found.seconds
+    assert fitting.seconds_of("~/fit") == found[1].seconds
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
@@ -198,7 +242,7 @@ def test_a_fit_that_left_no_checkpoint_binds_nobody(tmp_path):
     with pytest.raises(FloatingPointError):
         in_folder(tmp_path, data=DATA * np.nan)
     assert (tmp_path / "fingerprint.json").exists()
-    assert np.isfinite(in_folder(tmp_path).losses).all()
+    assert np.isfinite(in_folder(tmp_path)[1].losses).all()
 
 
 def test_a_second_fit_at_the_same_time_is_refused(tmp_path, monkeypatch):
@@ -219,44 +263,32 @@ def test_a_second_fit_at_the_same_time_is_refused(tmp_path, monkeypatch):
 
 
 STABLE = """
-import sys
-sys.path.insert(0, {tests!r})
-import jax, optax, numpy as np
+import jax, numpy as np
+import gfm_jax as gfm
 from gfm_jax import fitting
-from gfm_jax.weights import autoencoder
-from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
-from gfm_jax.networks import TimeMLP
-told, key = {{}}, jax.random.key(0)
-def instead(key, loss, params, data, sample, optimizer, num_steps, **_):
-    told.update(fitting._identity(key, loss, {{}}, (), sample, optimizer, num_steps, 0.9))
-    raise StopIteration
-def name(fit, *arguments):
-    try:
-        fit(key, *arguments)
-    except StopIteration:
-        print(sorted(told.items()))
-for module in ("flows.empirical_flow_matching", "flows.self_distilled_flow_map", "weights.autoencoder"):
-    sys.modules[f"gfm_jax.{{module}}"].minimise = instead
-    sys.modules[f"gfm_jax.{{module}}"].init_network = lambda *_: {{}}
-points = np.ones((20, 2), np.float32)
-name(empirical_flow_matching(TimeMLP((8,)), 4, batch_size=4, num_steps=10).fit, points)
-name(self_distilled_flow_map(TimeMLP((8,)), "esd", learned_weight=True).fit, points)
-name(autoencoder(1, lambda w, x: x @ w[:1], np.ones((3, 1)), augment=lambda key, w: -2.5 * w).fit, jax.numpy.asarray(points))
+net, key = gfm.networks.TimeMLP((8,)), jax.random.key(0)
+augment = lambda key, w: -2.5 * w
+for method in (
+    gfm.empirical_flow_matching(net, 4, batch_size=4),
+    gfm.flow_map(net, gfm.flows.esd, learned_weight=True),
+    gfm.autoencoder(1, lambda w, x: x @ w[:1], np.ones((3, 1)), augment=augment),
+):
+    optimizer = method.learner.defaults.optimizer(1e-3, 10)
+    print(sorted(fitting._identity(key, method.learner, {}, (), optimizer, 10, 0.9).items()))
 """
 
 
 def test_two_processes_tell_the_same_of_a_fit():
     """No address, hash or order of a set gets into what identifies a fit (wrong before 0.2)."""
-    script = STABLE.format(tests=os.path.dirname(__file__))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     run = lambda seed: subprocess.Popen(
-        [sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": seed}, **pipes
+        [sys.executable, "-c", STABLE], env=os.environ | {"PYTHONHASHSEED": seed}, **pipes
     )
     (first, error), (second, _) = (process.communicate() for process in [run("1"), run("2")])
     assert len(first.splitlines()) == 3, error
     assert first == second
     assert "0x" not in first
-    assert all(number in first for number in ("'0.75'", "2.5"))
+    assert all(number in first for number in ("'192'", "2.5"))  # of the batch that learns the diagonal
 
 
 # --- optimizers and numbers --------------------------------------------------------------------------------------------
@@ -269,8 +301,7 @@ def quadratic(params, key, batch):
 def on_quadratic(optimizer, num_steps=3, start=None, **choices):
     """From 0 towards 2; the whole set is every batch."""
     start = {"w": jnp.zeros(2)} if start is None else start
-    data = jnp.full((4, 2), 2.0)
-    return fit(jax.random.key(0), quadratic, start, data, lambda key, data: data, optimizer, num_steps, **choices)
+    return descend(quadratic, start, jnp.full((4, 2), 2.0), everything, optimizer, num_steps, key=0, **choices)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +318,9 @@ def on_quadratic(optimizer, num_steps=3, start=None, **choices):
 )
 def test_optimizers_that_ask_for_more_than_the_gradient(make):
     """The minimum of half a square is where they go (wrong before 0.2)."""
-    found = on_quadratic(make(), 200)
-    np.testing.assert_allclose(found.last["w"], 2.0, atol=0.05)
-    assert np.isfinite(found.losses).all()
+    _, info = on_quadratic(make(), 200)
+    np.testing.assert_allclose(info.last["w"], 2.0, atol=0.05)
+    assert np.isfinite(info.losses).all()
 
 
 def test_what_an_optimizer_is_told_is_of_the_batch():
@@ -301,30 +332,28 @@ def test_what_an_optimizer_is_told_is_of_the_batch():
         return {"w": jnp.zeros(2)}, told
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(5), update)
-    params = {"w": jnp.zeros(2)}
-    state = fitting._start(optimizer, params)
-    static = (quadratic, lambda key, data: data, optimizer, 0.9, 1, None)
-    (_, told, _), _ = fitting._take_steps(static, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
+    learner = Learner(None, everything, quadratic)
+    state = fitting._start(optimizer, *fitting._split(learner, {"w": jnp.zeros(2)}))
+    program = fitting.Program(optimizer, learner, optimizer, 0.9, 1, None)
+    (_, told, *_), _ = fitting._take_steps(program, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
     np.testing.assert_allclose(told, [4, 4, -2, 1, -1])
 
 
 def test_heun_and_multi_steps():
     """Heun on a quadratic shrinks the distance by 1 - h + h^2 / 2; two halves of a step make one (wrong before 0.2)."""
-    np.testing.assert_allclose(2 - on_quadratic(heun(0.1), 2).last["w"], 2 * 0.905**2, rtol=1e-6)
-    np.testing.assert_allclose(
-        2 - on_quadratic(optax.MultiSteps(optax.sgd(0.1), 2), 4).last["w"], 2 * 0.9**2, rtol=1e-6
-    )
+    left = lambda optimizer, num_steps=2: 2 - on_quadratic(optimizer, num_steps)[1].last["w"]
+    np.testing.assert_allclose(left(heun(0.1)), 2 * 0.905**2, rtol=1e-6)
+    np.testing.assert_allclose(left(optax.MultiSteps(optax.sgd(0.1), 2), 4), 2 * 0.9**2, rtol=1e-6)
     within = optax.MultiSteps(heun(0.1), 1)
-    np.testing.assert_allclose(2 - on_quadratic(within, 2).last["w"], 2 * 0.905**2, rtol=1e-6)
-    wrapped = within.gradient_transformation()
-    np.testing.assert_allclose(2 - on_quadratic(wrapped, 2).last["w"], 2 * 0.905**2, rtol=1e-6)
+    np.testing.assert_allclose(left(within), 2 * 0.905**2, rtol=1e-6)
+    np.testing.assert_allclose(left(within.gradient_transformation()), 2 * 0.905**2, rtol=1e-6)
 
 
 def test_lookahead():
     """Slow weights go half of the way at every second step (wrong before 0.2)."""
     optimizer, plain = optax.lookahead(optax.sgd(0.1), 2, 0.5), {"w": jnp.zeros(2)}
-    found = on_quadratic(optimizer, 2, start=optax.LookaheadParams.init_synced(plain))
-    np.testing.assert_allclose(found.last.slow["w"], (2 - 2 * 0.9**2) / 2, rtol=1e-6)
+    _, info = on_quadratic(optimizer, 2, start=optax.LookaheadParams.init_synced(plain))
+    np.testing.assert_allclose(info.last.slow["w"], (2 - 2 * 0.9**2) / 2, rtol=1e-6)
     with pytest.raises(ValueError, match=r"params: expected optax\.LookaheadParams\.init_synced"):
         on_quadratic(optimizer)
 
@@ -336,22 +365,21 @@ def test_the_average_of_half_precision_does_not_stand_still(dtype):
     def one_step(params, key, batch):  # gradient -1 at 0, none at 1
         return -jnp.sum(jnp.where(params["w"] < 0.5, params["w"], jax.lax.stop_gradient(params["w"]))), {}
 
-    start, data = {"w": jnp.zeros(3, dtype)}, jnp.ones((4, 1))
-    settings = {"average": 0.999, "chunk": 3000}
-    sample_all = lambda key, data: data
-    found = fit(jax.random.key(0), one_step, start, data, sample_all, optax.sgd(1.0), 3000, **settings)
-    wide = fit(jax.random.key(0), one_step, {"w": jnp.zeros(3)}, data, sample_all, optax.sgd(1.0), 3000, **settings)
-    assert found.params["w"].dtype == found.last["w"].dtype == dtype
-    np.testing.assert_array_equal(found.params["w"], wide.params["w"].astype(dtype))
-    assert found.losses.dtype == found.gradient_norms.dtype == np.float32
+    from_zeros = lambda dtype: descend(
+        one_step, {"w": jnp.zeros(3, dtype)}, jnp.ones((4, 1)), everything, optax.sgd(1.0), 3000,
+        key=0, ema_decay=0.999, chunk=3000,
+    )  # fmt: skip
+    params, info = from_zeros(dtype)
+    assert params["w"].dtype == info.last["w"].dtype == dtype
+    np.testing.assert_array_equal(params["w"], from_zeros(jnp.float32)[0]["w"].astype(dtype))
+    assert info.losses.dtype == info.gradient_norms.dtype == np.float32
 
 
 def test_norms_of_half_precision_are_summed_in_float32():
     """|(300, 300, ...)| overflows in float16 (wrong before 0.2)."""
     steep = lambda params, key, batch: (300.0 * params["w"].sum().astype(jnp.float32), {})
-    start = {"w": jnp.zeros(4, jnp.float16)}
-    found = fit(jax.random.key(0), steep, start, jnp.ones((4, 1)), lambda key, data: data, optax.sgd(1e-3), 1)
-    np.testing.assert_allclose(found.gradient_norms, 600.0)
+    _, info = descend(steep, {"w": jnp.zeros(4, jnp.float16)}, jnp.ones((4, 1)), everything, optax.sgd(1e-3), 1)
+    np.testing.assert_allclose(info.gradient_norms, 600.0)
 
 
 @pytest.mark.parametrize(("num_steps", "chunk"), [(5, 200), (7, 3)])
@@ -359,28 +387,19 @@ def test_nothing_that_is_not_a_number_is_made(num_steps, chunk):
     """A debugger of NaN finds none in a healthy fit, of whatever length (wrong before 0.2)."""
     jax.config.update("jax_debug_nans", True)
     try:
-        found = straight(num_steps, chunk=chunk)
+        _, info = straight(num_steps, chunk=chunk)
     finally:
         jax.config.update("jax_debug_nans", False)
-    assert np.isfinite(found.losses).all()
-    assert len(found.losses) == num_steps
+    assert np.isfinite(info.losses).all()
+    assert len(info.losses) == num_steps
 
 
 def test_infos_keep_their_shape_and_counts_their_dtype():
     told = lambda params, key, batch: (params["w"].sum() ** 2, {"each": params["w"], "rows": jnp.int32(len(batch))})
-    found = on_quadratic(optax.sgd(0.1), 3) and fit(
-        jax.random.key(0),
-        told,
-        {"w": jnp.ones(2)},
-        jnp.ones((4, 1)),
-        lambda key, data: data,
-        optax.sgd(0.1),
-        3,
-        chunk=2,
-    )
-    np.testing.assert_allclose(found.info["each"], np.array([[1, 1], [0.6, 0.6], [0.36, 0.36]]), rtol=1e-6)
-    assert found.info["rows"].tolist() == [4, 4, 4]
-    assert found.info["rows"].dtype == np.int32
+    _, info = descend(told, {"w": jnp.ones(2)}, jnp.ones((4, 1)), everything, optax.sgd(0.1), 3, chunk=2)
+    np.testing.assert_allclose(info.terms["each"], np.array([[1, 1], [0.6, 0.6], [0.36, 0.36]]), rtol=1e-6)
+    assert info.terms["rows"].tolist() == [4, 4, 4]
+    assert info.terms["rows"].dtype == np.int32
 
 
 # --- meshes -----------------------------------------------------------------------------------------------------------
@@ -392,17 +411,14 @@ def explicit_mesh():
 
 def test_a_mesh_of_explicit_axes():
     """As `jax.make_mesh` makes it; data and parameters may live on it, with and without `mesh` (wrong before 0.2)."""
-    mesh, start = explicit_mesh(), {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    mesh = explicit_mesh()
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    data, start = jax.device_put(DATA, over), jax.device_put(start, whole)
-    want = jax.device_get(straight().last)
-    for found in (
-        straight(mesh=mesh),
-        fit(jax.random.key(1), loss, start, data, sample, OPTIMIZER, 60, chunk=20, mesh=mesh),
-        fit(jax.random.key(1), loss, start, data, sample, OPTIMIZER, 60, chunk=20),
-    ):
-        chex.assert_trees_all_close(jax.device_get(found.last), want, rtol=1e-4, atol=1e-5)
+    data, start = jax.device_put(DATA, over), jax.device_put(zeros(), whole)
+    want = jax.device_get(straight()[1].last)
+    there = lambda **choices: descend(loss, start, data, sample, OPTIMIZER, 60, chunk=20, **choices)
+    for _, info in (straight(mesh=mesh), there(mesh=mesh), there()):
+        chex.assert_trees_all_close(jax.device_get(info.last), want, rtol=1e-4, atol=1e-5)
 
 
 def test_resumed_on_a_mesh(tmp_path):
@@ -410,15 +426,14 @@ def test_resumed_on_a_mesh(tmp_path):
     whole = straight(mesh=mesh, folder=tmp_path)
     again = straight(mesh=mesh, folder=tmp_path)
     same_fit(again, whole)
-    assert len(again.last["w"].sharding.device_set) == 2
+    assert len(again[1].last["w"].sharding.device_set) == 2
 
 
 def test_a_batch_that_devices_do_not_divide():
     """(wrong before 0.2)"""
     odd = lambda key, data: data[:33]
-    start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     with pytest.raises(ValueError, match=r"mesh: its 2 devices must divide .* got batch \(33, 3\)"):
-        fit(jax.random.key(1), loss, start, jnp.asarray(DATA), odd, OPTIMIZER, 5, mesh=explicit_mesh())
+        descend(loss, zeros(), jnp.asarray(DATA), odd, OPTIMIZER, 5, mesh=explicit_mesh())
 
 
 # --- what comes in ----------------------------------------------------------------------------------------------------
@@ -431,10 +446,14 @@ def test_a_batch_that_devices_do_not_divide():
         ({"num_steps": 2.5}, r"num_steps: expected a whole number of at least 1, got 2\.5"),
         ({"num_steps": True}, "num_steps: expected a whole number"),
         ({"chunk": 0}, "chunk: expected a whole number of at least 1, got 0"),
-        ({"average": float("nan")}, r"average: expected a decay in \[0, 1\), got nan"),
-        ({"average": "0.9"}, "average: expected a decay"),
+        ({"ema_decay": float("nan")}, r"ema_decay: expected a decay in \[0, 1\), got nan"),
+        ({"ema_decay": "0.9"}, "ema_decay: expected a decay"),
         ({"optimizer": optax.adam}, "optimizer: expected an optax transformation with init and update"),
+        ({"optimizer": None}, "optimizer: expected .* the learner has no default, got None"),
+        ({"num_steps": None}, "num_steps: expected .* the learner has no default, got None"),
+        ({"learning_rate": 0.1}, r"learning_rate: expected none beside an optimizer, .* got 0\.1"),
         ({"loss": None}, "loss: expected a function, got NoneType"),
+        ({"sample": 3}, "sample: expected a function, got int"),
         ({"loss": lambda params, key, batch: params["w"].sum()}, r"loss: expected \(scalar, info\)"),
         ({"loss": lambda params, key, batch: (params["w"], {})}, r"loss: expected \(scalar, info\)"),
         ({"params": {}}, "params: expected a pytree with at least one array"),
@@ -446,11 +465,10 @@ def test_a_batch_that_devices_do_not_divide():
 def test_what_cannot_be_fitted_is_refused(change, message):
     """(wrong before 0.2)"""
     arguments = {
-        "key": jax.random.key(1), "loss": loss, "params": {"w": jnp.zeros(3), "b": jnp.zeros(())},
-        "data": jnp.asarray(DATA), "sample": sample, "optimizer": OPTIMIZER, "num_steps": 5,
+        "loss": loss, "params": zeros(), "data": jnp.asarray(DATA), "sample": sample, "optimizer": OPTIMIZER, "num_steps": 5,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        fit(**(arguments | change))
+        descend(**(arguments | change))
 
 
 def test_a_loss_that_diverges_names_the_data():
@@ -459,8 +477,8 @@ def test_a_loss_that_diverges_names_the_data():
     with pytest.raises(
         FloatingPointError, match=r"loss: nan after 2 steps; not finite before the first step: data\['y'\]"
     ):
-        fit(
-            jax.random.key(1), lambda params, key, batch: (params["w"].sum() * batch[1], {}), {"w": jnp.ones(3)}, data,
+        descend(
+            lambda params, key, batch: (params["w"].sum() * batch[1], {}), {"w": jnp.ones(3)}, data,
             lambda key, data: data["y"], OPTIMIZER, 2,
         )  # fmt: skip
 
@@ -468,8 +486,85 @@ def test_a_loss_that_diverges_names_the_data():
 def test_bad_input():
     with pytest.raises(ValueError, match="num_steps"):
         straight(0)
-    with pytest.raises(ValueError, match="average"):
-        straight(5, average=1.0)
+    with pytest.raises(ValueError, match="ema_decay"):
+        straight(5, ema_decay=1.0)
     nan = lambda params, key, batch: (params["w"].sum() * jnp.nan, {})
     with pytest.raises(FloatingPointError, match="loss: nan"):
-        fit(jax.random.key(1), nan, {"w": jnp.zeros(3)}, jnp.asarray(DATA), sample, OPTIMIZER, 5)
+        descend(nan, {"w": jnp.zeros(3)}, jnp.asarray(DATA), sample, OPTIMIZER, 5)
+
+
+# --- learners, and what has one ---------------------------------------------------------------------------------------
+
+
+def test_a_procedure_takes_no_choices_of_an_optimizer():
+    method = gfm.pca(1)
+    params, info = fit(jax.random.key(0), method, DATA)
+    assert info is None
+    chex.assert_trees_all_equal(params, fit(jax.random.key(0), method.learner, DATA)[0])
+    with pytest.raises(ValueError, match="num_steps, optimizer: expected None for a method that is not fitted by one"):
+        fit(jax.random.key(0), Procedure(lambda *_, **__: 1 / 0), DATA, num_steps=3, optimizer=OPTIMIZER)
+
+
+def test_what_is_no_method_is_refused():
+    with pytest.raises(ValueError, match="method: expected a Learner, or what has one, got function"):
+        fit(jax.random.key(0), loss, DATA)
+
+
+def test_frozen_fields_stay_bit_for_bit():
+    """Under weight decay too; fields of the same name further down move."""
+    start = {"w": jnp.ones(2), "scale": {"of": jnp.full(2, 0.1)}, "inner": {"scale": jnp.ones(2)}}
+    of_all = lambda params, key, batch: (sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), {})
+    learner = Learner(lambda key, data: start, everything, of_all, frozen=("scale",))
+    options = {"optimizer": optax.adamw(0.1, weight_decay=0.5), "num_steps": 3}
+    params, info = fit(jax.random.key(0), learner, jnp.ones((4, 1)), **options)
+    for found in (params, info.last):
+        chex.assert_trees_all_equal(found["scale"], start["scale"])
+        assert (found["inner"]["scale"] < 1).all()
+        assert (found["w"] < 1).all()
+    np.testing.assert_allclose(info.gradient_norms[0], 4.0)  # that of what moves
+    np.testing.assert_allclose(info.losses[0], 4.02)
+    with pytest.raises(ValueError, match="params: expected a pytree with at least one array"):
+        fit(jax.random.key(0), learner._replace(frozen=tuple(start)), jnp.ones((4, 1)), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [(gfm.flow_matching(NET), ["std_0"]), (gfm.flow_map(NET), ["std_0"]), (gfm.autoencoder(1), ["mean", "scale"])],
+)
+def test_what_methods_measure_stays(method, names):
+    init = method.learner.init(jax.random.key(0), method.learner.prepare(jax.random.key(0), jnp.asarray(DATA)))
+    options = {"optimizer": optax.adamw(0.1, weight_decay=0.5), "num_steps": 2}
+    params, _ = fit(jax.random.key(1), method, jnp.asarray(DATA), **options)
+    for name in names:
+        np.testing.assert_array_equal(getattr(params, name), getattr(init, name))
+
+
+def test_defaults_of_a_learner():
+    """Steps, rate and decay are those of the learner where `fit` is told nothing, and `with_defaults` changes them."""
+    learner = Learner(
+        lambda key, data: {"w": jnp.zeros(2)}, everything, quadratic,
+        defaults=Defaults(4, 0.5, lambda rate, num_steps: optax.sgd(rate / num_steps), ema_decay=0.0),
+    )  # fmt: skip
+    data = jnp.full((4, 2), 2.0)
+    left = lambda learner, **choices: 2 - fit(jax.random.key(0), learner, data, **choices)[0]["w"]
+    np.testing.assert_allclose(left(learner), 2 * 0.875**4, rtol=1e-6)
+    np.testing.assert_allclose(left(learner, learning_rate=0.2, num_steps=2), 2 * 0.9**2, rtol=1e-6)
+    other = fitting.with_defaults(learner, num_steps=2, learning_rate=0.2)
+    np.testing.assert_array_equal(left(other), left(learner, learning_rate=0.2, num_steps=2))
+    assert fitting.with_defaults(gfm.autoencoder(1), num_steps=7).learner.defaults.num_steps == 7
+    for method in (gfm.pca(1), learner._replace(defaults=None)):
+        with pytest.raises(ValueError, match="method: expected one with defaults of an optimizer"):
+            fitting.with_defaults(method, num_steps=2)
+    with pytest.raises(ValueError, match=r"learning_rate: expected a positive number, got 0\.0"):
+        fit(jax.random.key(0), learner, data, learning_rate=0.0)
+
+
+def test_a_learner_prepares_its_data_and_resumes():
+    learner = Learner(
+        lambda key, data: {"w": data[0]}, everything, quadratic,
+        prepare=lambda key, data: jnp.asarray(data, jnp.float32) + 1, resume=lambda start, data: {"w": start},
+    )  # fmt: skip
+    options = {"optimizer": optax.sgd(0.0), "num_steps": 1}
+    np.testing.assert_array_equal(fit(jax.random.key(0), learner, [[1, 2]], **options)[0]["w"], [2, 3])
+    found, _ = fit(jax.random.key(0), learner, [[1, 2]], start=jnp.full(2, 7.0), **options)
+    np.testing.assert_array_equal(found["w"], [7, 7])

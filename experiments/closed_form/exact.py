@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from experiments.side_by_side import side_by_side
 from gfm_jax.flows import (
     closed_form_velocity,
-    draw_companions,
+    draw_reference_points,
     empirical_path,
     interpolate,
     linear,
@@ -92,7 +92,9 @@ def _errors_of(key, data, t, num_companions, num_paths, name, batch=250) -> tupl
     def errors(key):
         key_index, key_source = jax.random.split(key)
         replacement = name == "with_replacement"
-        own, index = draw_companions(key_index, len(data), batch, num_companions + extra, "per_sample", replacement)
+        own, index = draw_reference_points(
+            key_index, len(data), batch, num_companions + extra, "per_sample", replacement
+        )
         x_0 = jax.random.normal(key_source, (batch, data.shape[1]))
         path = jax.vmap(functools.partial(interpolate, linear, jnp.float32(t)))(x_0, data[own])
         exact = jax.vmap(closed_form_velocity(data))(path.t, path.x_t)

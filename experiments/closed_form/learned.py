@@ -11,7 +11,17 @@ import numpy as np
 
 from experiments.images import Images, worth
 from experiments.side_by_side import side_by_side
-from gfm_jax.flows import closed_form_velocity, empirical_flow_matching, interpolate, linear, optimal_transport
+from gfm_jax.fitting import fit, with_defaults
+from gfm_jax.flows import (
+    EmpiricalTargets,
+    FlowData,
+    closed_form_velocity,
+    flow_matching,
+    interpolate,
+    linear,
+    optimal_transport,
+    sample,
+)
 from gfm_jax.flows.flow_data import map_points
 from gfm_jax.networks import TimeMLP, UNet
 from gfm_jax.solve import solve_hybrid
@@ -24,17 +34,15 @@ TIMES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 
 
 @functools.cache  # so that what one fit compiles serves the others
-def generator_of(config, shape: tuple[int, int, int], num_companions: int, num_steps: int):
+def flow_of(config, shape: tuple[int, int, int], num_companions: int, num_steps: int):
     """Flow matching with the network and the recipe that all share."""
     unet = config.network == "unet"
-    return empirical_flow_matching(
+    flow = flow_matching(
         UNet(shape, config.widths) if unet else TimeMLP(config.widths, num_sinusoids=16),
-        num_companions,
-        num_steps=num_steps,
+        targets=EmpiricalTargets(num_companions) if num_companions > 1 else None,
         batch_size=config.batch_size,
-        peak_rate=config.peak_rate,
-        solver_steps=config.solver_steps,
     )
+    return with_defaults(flow, num_steps=num_steps, learning_rate=config.peak_rate)
 
 
 class Keys(NamedTuple):
@@ -57,11 +65,11 @@ def by_size(config, images: Images, folder) -> dict[int, list[dict]]:
     def learn(job):
         size, k = job
         keys = _keys(config, k)
-        known, generator = images.train[:size], generator_of(config, images.shape, 1, config.num_steps)
+        known, flow = images.train[:size], flow_of(config, images.shape, 1, config.num_steps)
         params = _fit(config, folder, images.shape, known, k)
-        samples = generator.generate(keys.samples, params, config.num_samples)
+        samples = sample(keys.samples, flow, params, config.num_samples, num_steps=config.solver_steps)
         errors = {
-            name: error_over_time(keys.paths, generator, params, known, ends)
+            name: error_over_time(keys.paths, flow, params, known, ends)
             for name, ends in (("train", known), ("test", images.test))
         }
         return {"params": params, "errors": errors, **worth(images, known, samples)}
@@ -81,7 +89,8 @@ def _fit(config, folder, shape, known, k, num_companions=1, num_steps=None):
     key, x_0 = _keys(config, k).fit, None
     if num_companions == OT:
         num_companions, (known, x_0) = 1, _pairs(_keys(config, k).pairs, known, config.batch_size)
-    return generator_of(config, shape, num_companions, num_steps).fit(key, known, x_0=x_0, **options)
+    flow = flow_of(config, shape, num_companions, num_steps)
+    return fit(key, flow, FlowData(known, x_0=x_0), **options)[0]
 
 
 def _pairs(key, known, block: int, most: int = 50_000):
@@ -93,12 +102,12 @@ def _pairs(key, known, block: int, most: int = 50_000):
     return x_1[optimal_transport(np.asarray(x_0), np.asarray(x_1), block=block)], x_0
 
 
-def error_over_time(key, generator, params, known, ends, num_paths: int = 256) -> np.ndarray:
+def error_over_time(key, flow, params, known, ends, num_paths: int = 256) -> np.ndarray:
     """E|v - u*|^2 / dim at TIMES, u* of the `known` images, on paths from noise to `ends`."""
     key_index, key_source = jax.random.split(key)
     x_1 = ends[jax.random.randint(key_index, (num_paths,), 0, len(ends))]
     x_0 = jax.random.normal(key_source, x_1.shape)
-    return np.asarray(_errors(generator.velocity, params._replace(history={}), known, x_0, x_1, jnp.asarray(TIMES)))
+    return np.asarray(_errors(flow.velocity, params, known, x_0, x_1, jnp.asarray(TIMES)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,16 +123,16 @@ def _errors(velocity, params, known, x_0, x_1, times):
 
 def hybrids(config, images: Images, fits: list[dict]) -> dict[float, list[dict]]:
     """Samples that follow u* until tau and the learned velocity from there, from the same sources."""
-    generator, exact = generator_of(config, images.shape, 1, config.num_steps), closed_form_velocity(images.train)
+    flow, exact = flow_of(config, images.shape, 1, config.num_steps), closed_form_velocity(images.train)
     found = {}
     for tau in config.taus:
         found[tau] = []
-        for k, fit in enumerate(fits):
+        for k, found_by_fit in enumerate(fits):
             x_0 = jax.random.normal(_keys(config, k).samples, (config.num_samples, images.train.shape[1]))
-            params = fit["params"]._replace(history={})
-            samples = _hybrid(generator.velocity, exact, config.solver_steps, tau, params, x_0)
+            params = found_by_fit["params"]
+            samples = _hybrid(flow.velocity, exact, config.solver_steps, tau, params, x_0)
             score = worth(images, images.train, samples)
-            alone = generator.generate(jax.random.key(0), params, len(x_0), x_0=x_0, solver=diffrax.Euler())
+            alone = sample(None, flow, params, x_0=x_0, num_steps=config.solver_steps, solver=diffrax.Euler())
             score["farthest"] = float(nearest_distance(samples, images.train).max())
             score["same_as_learned"] = float(np.array_equal(samples, alone))
             found[tau].append(score | {"samples": np.asarray(samples[:16])})
@@ -143,13 +152,13 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int],
     def learn(job):
         num, steps, k = job
         keys = _keys(config, k)
-        generator = generator_of(config, images.shape, 1 if num == OT else num, steps)
+        flow = flow_of(config, images.shape, 1 if num == OT else num, steps)
         params = _fit(config, folder, images.shape, images.train, k, num, steps)
-        samples = generator.generate(keys.samples, params, config.num_samples)
+        samples = sample(keys.samples, flow, params, config.num_samples, num_steps=config.solver_steps)
         found = worth(images, images.train, samples)
         if num == OT:  # u* is the field of independent pairs, and no other
             return found
-        error = error_over_time(keys.paths, generator, params, images.train, images.train).mean()
+        error = error_over_time(keys.paths, flow, params, images.train, images.train).mean()
         return found | {"error": error}
 
     ways = (*config.efm_companions, OT)
@@ -163,12 +172,12 @@ def by_companions(config, images: Images, folder) -> dict[tuple[int | str, int],
 def seconds_per_step(config, images: Images, rounds: int = 5) -> dict[int, list[float]]:
     """Seconds of a training step by the number of companions, in turn, once all are compiled."""
     steps = min(100, config.efm_steps[0])
-    generators = {num: generator_of(config, images.shape, num, steps) for num in config.efm_companions}
-    starts = {num: generator.fit(jax.random.key(0), images.train) for num, generator in generators.items()}
-    found = {num: [] for num in generators}
+    flows = {num: flow_of(config, images.shape, num, steps) for num in config.efm_companions}
+    starts = {num: fit(jax.random.key(0), flow, images.train)[0] for num, flow in flows.items()}
+    found = {num: [] for num in flows}
     for _ in range(rounds):
-        for num, generator in generators.items():
+        for num, flow in flows.items():
             begin = time.perf_counter()
-            generator.fit(jax.random.key(0), images.train, start=starts[num])
+            fit(jax.random.key(0), flow, images.train, start=starts[num])
             found[num].append((time.perf_counter() - begin) / steps)
     return found

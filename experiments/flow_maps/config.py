@@ -24,7 +24,7 @@ class Config:
     """Of the minibatches of the transport."""
     widths: tuple[int, ...] = (64,) * 8
     batch_size: int = 256
-    diagonal_share: float = 0.7
+    diagonal_fraction: float = 0.7
     lsd_steps: int = 72_000
     """Of Lagrangian self-distillation at its full budget."""
     num_steps: int = 6_000
@@ -68,12 +68,12 @@ PRESETS = {
     ),
     "laptop": Config(),
     "gpu_short": Config(
-        preset="gpu_short", num_points=4_000_000, widths=(512,) * 5, batch_size=4096, diagonal_share=0.75,
+        preset="gpu_short", num_points=4_000_000, widths=(512,) * 5, batch_size=4096, diagonal_fraction=0.75,
         lsd_steps=366_000, num_steps=30_000, peak_rate=2e-3, num_samples=64_000,
     ),
     "paper": Config(
         preset="paper", coupling="independent", num_points=10_000_000, widths=(512,) * 5, batch_size=100_000,
-        diagonal_share=0.75, lsd_steps=150_000, num_steps=150_000, peak_rate=1e-3, steep_rate=1e-3, optimizer="radam",
+        diagonal_fraction=0.75, lsd_steps=150_000, num_steps=150_000, peak_rate=1e-3, steep_rate=1e-3, optimizer="radam",
         dataset="cifar10", num_train=50_000, image_methods=("lsd", "psd_m", "psd_u"), image_network="unet",
         image_widths=(128, 256, 256), image_steps=400_000, image_batch=512, image_rate=1e-2, image_weight=True,
         image_samples=10_000,
@@ -100,7 +100,7 @@ def check(config: Config) -> None:
     for field in ("peak_rate", "steep_rate", "image_rate"):
         if not (value := getattr(config, field)) > 0:
             raise ValueError(f"{field}: expected a positive learning rate, got {value}")
-    for field in ("diagonal_share", "image_share"):
+    for field in ("diagonal_fraction", "image_share"):
         if not 0 < (value := getattr(config, field)) < 1:
             raise ValueError(f"{field}: expected a share in (0, 1), got {value}")
 

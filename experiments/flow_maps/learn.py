@@ -11,50 +11,52 @@ import optax
 
 from experiments.flow_maps.board import LOWER, STD, UPPER, density
 from experiments.side_by_side import on_own_devices
-from gfm_jax.base import Generator
-from gfm_jax.fitting import seconds_of
-from gfm_jax.flows import self_distilled_flow_map
-from gfm_jax.flows.flow_data import map_points
+from gfm_jax import flows
+from gfm_jax.base import Flow
+from gfm_jax.fitting import fit, seconds_of, with_defaults
+from gfm_jax.flows import flow_map, sample
 from gfm_jax.flows.metrics import kl_on_grid, off_support
 from gfm_jax.networks import TimeMLP
-from gfm_jax.solve import solve_flow
 
-__all__ = ["Fit", "generator_of", "jobs", "learn_all", "radam", "score"]
+__all__ = ["RESIDUALS", "Fit", "flow_of", "jobs", "learn_all", "radam", "score"]
 
 STEEP = ("esd", "mean_flow")
+RESIDUALS = {  # by the names that rows of the tables bear
+    "lsd": flows.lsd,
+    "esd": flows.esd,
+    "psd_m": flows.psd_midpoint,
+    "psd_u": flows.psd_uniform,
+    "mean_flow": flows.mean_flow,
+    "shortcut": flows.shortcut,
+}
 
 
 class Fit(NamedTuple):
-    """One fit: its row, its parameters (None where it diverged), its samples, and what they and the fit are worth."""
+    """One fit: its row, its parameters (None where it diverged), what they and its samples are worth, and how it went."""
 
     row: str
-    generator: Generator
+    flow: Flow
     params: object
     scores: dict[str, float]
     samples: dict[str, np.ndarray]
+    history: dict[str, np.ndarray]
 
 
-@functools.cache  # so that what one fit compiles serves the others
-def generator_of(config, method: str, num_steps: int) -> Generator:
+@functools.cache  # so that fits share the programs that draw samples
+def flow_of(config, method: str, num_steps: int) -> Flow:
     """A method with the network and the recipe that all share."""
     rate = config.steep_rate if method in STEEP else config.peak_rate
     network = TimeMLP(config.widths, scale=STD)
-    return self_distilled_flow_map(
-        network,
-        method,
-        std_0=STD,
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        diagonal_share=config.diagonal_share,
-        peak_rate=rate,
-        optimizer=radam(rate) if config.optimizer == "radam" else None,
-    )
+    options = {"std_0": STD, "batch_size": config.batch_size, "diagonal_fraction": config.diagonal_fraction}
+    optimizer = radam if config.optimizer == "radam" else None
+    flow = flow_map(network, RESIDUALS[method], **options)
+    return with_defaults(flow, num_steps=num_steps, learning_rate=rate, optimizer=optimizer)
 
 
-def radam(rate: float, clip: float = 10.0) -> optax.GradientTransformation:
+def radam(rate: float, num_steps: int, max_grad_norm: float = 10.0) -> optax.GradientTransformation:
     """As published: a constant rate for 35,000 steps, then its inverse root."""
     schedule = lambda step: rate / jnp.sqrt(jnp.maximum(step / 35_000, 1.0))
-    return optax.chain(optax.clip_by_global_norm(clip), optax.radam(schedule))
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.radam(schedule))
 
 
 def learn_all(config, pool, folder) -> list[Fit]:
@@ -75,36 +77,32 @@ def jobs(config) -> list[tuple[str, str, int, int]]:
 
 def _fit(config, pool, folder, row, method, num_steps, k) -> Fit:
     x_1, x_0 = pool
-    generator = generator_of(config, method, num_steps)
+    flow = flow_of(config, method, num_steps)
     key_fit, key_samples = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1 + k))
     place = folder / f"{row}-{k}"
     try:
-        params = generator.fit(key_fit, x_1, x_0=x_0, folder=place, progress=f"{row} {k}")
+        data = flows.FlowData(x_1, x_0=x_0)
+        params, info = fit(key_fit, flow, data, folder=place, progress=f"{row} {k}")
     except FloatingPointError:  # a fit that diverged is a result
-        return Fit(row, generator, None, {"diverged": 1.0}, {})
-    scores, samples = score(config, generator, params, key_samples, ode=row == "lsd")
-    late = params.history["gradient_norm"][num_steps // 2 :]
+        return Fit(row, flow, None, {"diverged": 1.0}, {}, {})
+    scores, samples = score(config, flow, params, key_samples, ode=row == "lsd")
+    late = info.gradient_norms[num_steps // 2 :]
     scores |= {"diverged": 0.0, "gradient_norm": late.mean(), "largest_gradient_norm": late.max()}
     scores["seconds"] = seconds_of(place)
-    return Fit(row, generator, params, scores, samples)
+    history = {"loss": info.losses, "gradient_norm": info.gradient_norms, **info.terms}
+    return Fit(row, flow, params, scores, samples, history)
 
 
-def score(config, generator: Generator, params, key, ode: bool) -> tuple[dict, dict]:
+def score(config, flow: Flow, params, key, ode: bool) -> tuple[dict, dict]:
     """Kullback-Leibler divergence on each grid and mass off the board, by number of jumps, and where asked for those
     of the ODE of the same network; and the samples."""
-    x_0, params = STD * jax.random.normal(key, (config.num_samples, 2)), params._replace(history={})
-    draw = functools.partial(generator.generate, None, params, config.num_samples, x_0=x_0)
-    samples = {str(num): np.asarray(draw(num_jumps=num)) for num in config.num_jumps}
-    samples |= {"ode": np.asarray(_heun(generator.velocity, params, x_0))} if ode else {}
+    x_0 = STD * jax.random.normal(key, (config.num_samples, 2))
+    samples = {str(num): np.asarray(sample(None, flow, params, x_0=x_0, num_steps=num)) for num in config.num_jumps}
+    samples |= (
+        {"ode": np.asarray(sample(None, flow, params, x_0=x_0, num_steps=100, solver=diffrax.Heun()))} if ode else {}
+    )
     scores = [_score_of(config, drawn, name) for name, drawn in samples.items()]
     return functools.reduce(dict.__or__, scores), samples
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _heun(velocity, params, x_0):
-    return map_points(
-        lambda x: solve_flow(lambda t, x: velocity(params, t, x), x, num_steps=100, solver=diffrax.Heun())[0], x_0
-    )
 
 
 def _score_of(config, drawn, name):

@@ -7,12 +7,12 @@ import diffrax
 import jax
 import numpy as np
 
-from experiments.flow_maps.learn import STEEP, radam
+from experiments.flow_maps.learn import RESIDUALS, STEEP, radam
 from experiments.images import Images, trivial, worth
 from experiments.side_by_side import on_own_devices
-from gfm_jax.base import Generator
-from gfm_jax.fitting import seconds_of
-from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax.base import Flow
+from gfm_jax.fitting import fit, seconds_of, with_defaults
+from gfm_jax.flows import flow_map, flow_matching, sample
 from gfm_jax.networks import TimeMLP, UNet
 
 __all__ = ["PASSES", "flow_maps_of_images", "steps_of"]
@@ -20,6 +20,7 @@ __all__ = ["PASSES", "flow_maps_of_images", "steps_of"]
 # What a sample off the diagonal costs, in forward passes: a derivative along a direction makes two of one, a gradient three
 # of one, and a stopped teacher, or a stopped derivative, stays as it is. On the diagonal all take 3.
 PASSES = {"lsd": 7, "esd": 8, "psd_m": 5, "psd_u": 5, "mean_flow": 4, "flow_matching": 3}
+_radam = functools.partial(radam, max_grad_norm=1.0)
 ODE = 100  # steps of Heun's method
 
 
@@ -29,23 +30,19 @@ def steps_of(config, method: str) -> int:
     return round(config.image_steps * cost("lsd") / cost(method))
 
 
-@functools.cache
-def _generator_of(config, method: str, shape) -> Generator:
+@functools.cache  # so that fits share the programs that draw samples
+def _flow_of(config, method: str, shape) -> Flow:
     unet = config.image_network == "unet"
     network = UNet(shape, config.image_widths) if unet else TimeMLP(config.image_widths)
     rate = min(config.image_rate, config.steep_rate) if method in STEEP else config.image_rate
-    recipe = {
-        "std_0": 1.0,
-        "num_steps": steps_of(config, method),
-        "batch_size": config.image_batch,
-        "peak_rate": rate,
-    }
-    if config.optimizer == "radam":
-        recipe["optimizer"] = radam(rate, clip=1.0)
+    options = {"std_0": 1.0, "batch_size": config.image_batch}
     if method == "flow_matching":
-        return empirical_flow_matching(network, **recipe)
-    recipe |= {"diagonal_share": config.image_share, "learned_weight": config.image_weight}
-    return self_distilled_flow_map(network, method, **recipe)
+        flow = flow_matching(network, **options)
+    else:
+        options |= {"diagonal_fraction": config.image_share, "learned_weight": config.image_weight}
+        flow = flow_map(network, RESIDUALS[method], **options)
+    optimizer = _radam if config.optimizer == "radam" else None
+    return with_defaults(flow, num_steps=steps_of(config, method), learning_rate=rate, optimizer=optimizer)
 
 
 def flow_maps_of_images(folder, config, images: Images) -> dict[str, np.ndarray]:
@@ -53,18 +50,18 @@ def flow_maps_of_images(folder, config, images: Images) -> dict[str, np.ndarray]
 
     def learn(job):
         method, k = job
-        generator = _generator_of(config, method, images.shape)
+        flow = _flow_of(config, method, images.shape)
         key = jax.random.fold_in(jax.random.key(config.seed), 1000 + k)
         key_fit, key_samples = jax.random.split(key)
         place, name = folder.path / "checkpoints" / f"images-{method}-{k}", f"{method} of images, fit {k}"
         try:
-            params = generator.fit(key_fit, images.train, folder=place, progress=name)
+            params, _ = fit(key_fit, flow, images.train, folder=place, progress=name)
         except FloatingPointError:  # a fit that diverged is a result
             return {}
         seconds = seconds_of(place)
         return {
             row: Sampled(method, seconds, {num: draw(num) for num in numbers})
-            for row, numbers, draw in _ways(config, method, generator, params, key_samples)
+            for row, numbers, draw in _ways(config, method, flow, params, key_samples)
         }
 
     work = [(method, k) for method in ("flow_matching", *config.image_methods) for k in range(config.num_fits)]
@@ -102,16 +99,16 @@ class Sampled(NamedTuple):
     samples: dict[int, np.ndarray]
 
 
-def _ways(config, method, generator, params, key):
+def _ways(config, method, flow, params, key):
     """(row, numbers of jumps or steps, how to draw samples by them) of one fit."""
     x_0 = jax.random.normal(key, (config.image_samples, len(params.std_0)))
 
     def draw(**options):  # a thousand at a time: a U-Net's activations are large
         parts = [x_0[i : i + 1000] for i in range(0, len(x_0), 1000)]
-        return np.concatenate([generator.generate(key, params, len(part), x_0=part, **options) for part in parts])
+        return np.concatenate([sample(key, flow, params, x_0=part, **options) for part in parts])
 
     if method != "flow_matching":
-        return [(method, config.image_jumps, lambda num: draw(num_jumps=num))]
+        return [(method, config.image_jumps, lambda num: draw(num_steps=num))]
     return [
         ("flow_euler", config.image_jumps, lambda num: draw(num_steps=num, solver=diffrax.Euler())),
         (f"flow_{ODE}_heun", (ODE,), lambda num: draw(num_steps=num)),

@@ -87,7 +87,7 @@ def _arrays(config, fits: list[Fit], floors) -> dict[str, np.ndarray]:
     arrays["rows"] = np.array([*first])
     for row, fit in first.items():
         arrays |= {f"samples/{row}/{name}": points[:4000] for name, points in fit.samples.items()}
-        arrays |= {f"history/{row}/{name}": values for name, values in fit.params.history.items()}
+        arrays |= {f"history/{row}/{name}": values for name, values in fit.history.items()}
         for bins in config.bins:
             kl = [
                 [f.scores[f"kl/{bins}/{jumps}"] for jumps in config.num_jumps]
@@ -105,10 +105,10 @@ def _map_of(fit: Fit) -> dict[str, np.ndarray]:
     radius, angle = np.linspace(0.05, 1.4, 12), np.linspace(0, 2 * np.pi, 240)
     x = np.stack([np.outer(radius, np.cos(angle)), np.outer(radius, np.sin(angle))], -1).astype(np.float32)
     times = np.array([0.0, 0.25, 0.5, 0.75, 1.0], np.float32)
-    params = fit.params._replace(history={})
+    params = fit.params
     move = jax.jit(
         jax.vmap(
-            lambda t, x: jax.vmap(lambda x: fit.generator.flow_map(params, jax.numpy.zeros_like(t), t, x))(x), (0, None)
+            lambda t, x: jax.vmap(lambda x: fit.flow.flow_map(params, jax.numpy.zeros_like(t), t, x))(x), (0, None)
         )
     )
     return {"map/times": times, "map/points": np.asarray(move(times, x.reshape(-1, 2))).reshape(len(times), *x.shape)}

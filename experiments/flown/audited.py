@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.flown import copying
 from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.copying import NUM_COPIED
 from experiments.flown.judge import loss_of, seeming_accuracy
 from experiments.flown.learn import SOLVER_STEPS, Cast, Codes
 from experiments.flown.zoo import NUM_CLASSES, record_runs
 from gfm_jax.base import Generator
-from gfm_jax.weights import audit
+from gfm_jax.fitting import fit
+from gfm_jax.weights import Zoo, audit
 
 __all__ = ["Exam", "audit_copies", "audit_samples", "in_blocks", "make_exam"]
 
@@ -51,14 +53,12 @@ def audit_samples(key, config, zoo, cast: Cast, codes: Codes, exam: Exam, place,
     key_fit, key_draw, key_scratch = jax.random.split(key, 3)
     made = {}
     for number, (row, model) in enumerate(cast.unconditional.items()):
-        params = model.fit(
-            jax.random.fold_in(key_fit, number),
-            codes.lessons.weights if row in ("flow", "gaussian") else zoo.train.weights,
-            encoder_params=codes.params,
-            folder=place / "unconditional" if row == "flow" else None,
-            progress=f"{name}, of any task" if row == "flow" else None,
-        )
-        made[row] = model.generate(jax.random.fold_in(key_draw, number), params, config.num_generated)
+        coded, key_own = row in ("flow", "gaussian"), jax.random.fold_in(key_draw, number)
+        networks = Zoo(codes.lessons.weights if coded else zoo.train.weights, codec_params=codes.params)
+        long = {"folder": place / "unconditional", "progress": f"{name}, of any task"} if row == "flow" else {}
+        params, _ = fit(jax.random.fold_in(key_fit, number), model, networks, **long)
+        options = {"num_steps": SOLVER_STEPS} if row == "flow" else {}
+        made[row] = model.generate(key_own, params, config.num_generated, **options)
         if row == "flow":
             steps = _equal_steps(config, zoo, codes, model, params)
     made[f"from scratch, {steps} steps"] = _from_scratch(key_scratch, config, zoo, steps)
@@ -92,8 +92,8 @@ def audit_copies(key, config, zoo, exam: Exam, model: Generator, place, name: st
     """The audit of the recipe that copies, on networks of one order of the labels each."""
     key_fit, key_draw = jax.random.split(key)
     few = zoo.train.weights[: min(NUM_COPIED, len(zoo.train.weights))]
-    params = model.fit(key_fit, few, folder=place / "copying", progress=f"{name}, the copying recipe")
-    samples = model.generate(key_draw, params, min(config.num_generated, 100))
+    params, _ = fit(key_fit, model, few, folder=place / "copying", progress=f"{name}, the copying recipe")
+    samples = model.generate(key_draw, params, min(config.num_generated, 100), num_steps=copying.SOLVER_STEPS)
     found = _audit(zoo, exam, samples, few, {}, None)
     return {
         ("copying", "accuracy"): {who: float(found.accuracy[who].mean()) for who in ("samples", "trained")},

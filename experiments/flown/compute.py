@@ -15,8 +15,8 @@ def flops(function, *args) -> float:
 
 def steps_of_equal_compute(generator, params, encoder, context, loss, weights, examples, evaluations: int) -> int:
     """Gradient steps on the examples that take as many operations as a network by a flow: its velocity, and one decoding."""
-    codes = encoder.encode(params.encoder, weights)
+    codes = encoder.encode(params.codec, weights)
     velocity = lambda z: generator.velocity(params, jnp.float32(0.5), z, context)
-    decode = lambda z: encoder.decode(params.encoder, z)
+    decode = lambda z: encoder.decode(params.codec, z)
     generation = evaluations * flops(velocity, codes) + flops(decode, codes)
     return max(1, round(generation / flops(jax.value_and_grad(lambda w: loss(w, examples)), weights)))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments.flown.zoo import Networks, Zoo
+from gfm_jax.fitting import fit
 from gfm_jax.runs import draw_support
 from gfm_jax.weights import class_context, label_codes, pca, relabel
 
@@ -39,7 +40,7 @@ class Lessons(NamedTuple):
 def see(config, zoo: Zoo) -> Callable[[Array, Array], Array]:
     """`(images, labels) -> context`: the first principal components of the images, tied to the codes of their labels."""
     components = pca(config.num_features, whiten=False)
-    params = components.fit(jax.random.key(config.seed), zoo.images["train"].inputs)
+    params, _ = fit(jax.random.key(config.seed), components, zoo.images["train"].inputs)
     scale = jax.vmap(functools.partial(components.encode, params))(zoo.images["train"].inputs).std()
     codes = label_codes(config.num_ways)
 

@@ -15,12 +15,14 @@ from experiments.flown.compute import steps_of_equal_compute
 from experiments.flown.families import Family
 from experiments.flown.judge import train
 from experiments.flown.meta import at_best_rate
-from gfm_jax.base import Encoder, Generator, Network, Task
-from gfm_jax.flows import empirical_flow_matching
+from gfm_jax.base import Codec, Generator, Network, Task
+from gfm_jax.fitting import fit, with_defaults
+from gfm_jax.flows import flow_matching
 from gfm_jax.networks import MLP, DeepSet, TimeMLP, WithContext
 from gfm_jax.pytrees import ravel, unravel
 from gfm_jax.runs import record_many, streamed
 from gfm_jax.weights import (
+    Zoo,
     autoencoder,
     baselines,
     canonical,
@@ -75,7 +77,7 @@ class Kit(NamedTuple):
     loss: Callable
     scores: Callable
     task: Task
-    encoder: Encoder
+    encoder: Codec
     models: dict[str, Generator]
     meta: dict[str, Generator]
 
@@ -91,20 +93,26 @@ def make_kit(config, family: Family) -> Kit:
     task = streamed(network, lambda key, law: family.draw(key, law, 64), family.loss)
     shots, steps = config.family_shots, {"num_steps": config.family_fit_steps}
     codes = {"noise": 0.03, "logits": family.score is not family.loss}
-    encoder = chain(
-        autoencoder(config.family_codes, apply, family.inputs, **codes, **steps), standardized(by_coordinate=True)
-    )
+    learned = autoencoder(config.family_codes, apply, family.inputs, **codes)
+    encoder = chain(with_defaults(learned, **steps), standardized(by_coordinate=True))
     field = WithContext(TimeMLP((256, 256, 256)), DeepSet(), shots)
     models = {
         "random initialisation": baselines.random(init),
         "mean": baselines.mean(),
         "hypernetwork": baselines.hypernetwork(encoder, Reader(shots, config.family_codes), **steps),
-        "flow": flow_to_learn(encoder, empirical_flow_matching(field, solver_steps=SOLVER_STEPS, **steps)),
+        "flow": flow_to_learn(encoder, with_defaults(flow_matching(field), **steps)),
     }
     draw = functools.partial(_episode, family, shots)
-    inner = {"inner_steps": config.family_inner_steps, **steps}
     meta = {
-        name: at_best_rate(make, config.family_inner_rates, init, loss, draw, **inner)
+        name: at_best_rate(
+            make,
+            config.family_inner_rates,
+            config.family_fit_steps,
+            init,
+            loss,
+            draw,
+            inner_steps=config.family_inner_steps,
+        )
         for name, make in (("maml", maml), ("reptile", reptile))
     }
     return Kit(family, like, apply, init, loss, scores, task, encoder, models, meta)
@@ -132,15 +140,15 @@ def from_examples(key, config, kit: Kit, place, name: str) -> FromExamples:
     lessons = jnp.concatenate([zoo] * config.copies), contexts
 
     long = lambda row: {"folder": place / row, "progress": f"{name}, {row}"}
-    params = kit.encoder.fit(keys["encoder"], zoo, **long("encoder"))
+    params, _ = fit(keys["encoder"], kit.encoder, zoo, **long("encoder"))
     fitted = {}
     for number, (row, model) in enumerate((kit.models | kit.meta).items()):
         own = jax.random.fold_in(keys["fit"], number)
         if row in kit.meta:
-            fitted[row] = model.fit(own, (splits["train"], splits["validation"]), **long(row))
+            fitted[row], _ = fit(own, model, (splits["train"], splits["validation"]), **long(row))
         else:
             options = long(row) if row in ("hypernetwork", "flow") else {}
-            fitted[row] = model.fit(own, *lessons, encoder_params=params, **options)
+            fitted[row], _ = fit(own, model, Zoo(*lessons, codec_params=params), **options)
 
     judge = functools.partial(_judge, config, kit, support, query)
     accuracy = lambda weights: float(kit.scores(weights, query["held_out"]).mean())
@@ -215,7 +223,7 @@ def _record(key, config, kit, laws):
 def _in_order(key, kit, weights, num_train):
     """In canonical form."""
     form = canonical(find_symmetry(kit.family.module.apply, kit.like, kit.family.inputs[:2]))
-    reference = form.fit(key, weights[:num_train])
+    reference, _ = fit(key, form, weights[:num_train])
     return jax.jit(jax.vmap(functools.partial(form.encode, reference)))(weights)
 
 
@@ -248,7 +256,8 @@ def _samples(config, kit, params, key, support):
     """Of several samples for each support set the one with the least loss on it; and all of them."""
     num, model = len(support[0]), kit.models["flow"]
     repeat = lambda leaf: jnp.repeat(leaf, config.num_samples, axis=0)
-    many = model.generate(key, params, num * config.num_samples, repeat(_tokens(support)))
+    contexts = repeat(_tokens(support))
+    many = model.generate(key, params, num * config.num_samples, contexts, num_steps=SOLVER_STEPS)
     losses = jax.vmap(kit.loss)(many, jax.tree.map(repeat, support)).reshape(num, config.num_samples)
     return many.reshape(num, config.num_samples, -1)[jnp.arange(num), losses.argmin(1)], many
 

@@ -14,6 +14,8 @@ from experiments.flown.contexts import draw_episodes
 from experiments.flown.judge import accuracy, loss_of, loss_on, train, tune
 from experiments.flown.learn import SOLVER_STEPS, Cast, Codes
 from gfm_jax.base import Generator
+from gfm_jax.fitting import fit
+from gfm_jax.weights import Zoo
 
 __all__ = ["Fitted", "best_of_samples", "episodes_of", "fit_conditional", "judge_tasks"]
 
@@ -37,11 +39,13 @@ def fit_conditional(key, zoo, cast: Cast, codes: Codes, place, name: str) -> Fit
     for number, (row, model) in enumerate(cast.conditional.items()):
         long = {"folder": place / row, "progress": f"{name}, {row}"} if row in LONG else {}
         own = jax.random.fold_in(key, number)
-        params[row] = model.fit(own, *codes.lessons, encoder_params=codes.params, **long)
+        networks = Zoo(*codes.lessons, codec_params=codes.params)
+        params[row], _ = fit(own, model, networks, **long)
     for number, (row, model) in enumerate(cast.meta.items()):
         long = {"folder": place / row, "progress": f"{name}, {row}"}
         data = tuple((zoo.images["train"], split.classes) for split in (zoo.train, zoo.validation))
-        params[row] = model.fit(jax.random.fold_in(key, len(cast.conditional) + number), data, **long)
+        own = jax.random.fold_in(key, len(cast.conditional) + number)
+        params[row], _ = fit(own, model, data, **long)
     return Fitted(cast.conditional | cast.meta, params)
 
 
@@ -106,7 +110,7 @@ def best_of_samples(config, zoo, model, params, key, episodes):
     """Of several networks for each support set the one with the least loss on it; and all of them."""
     num = len(episodes.context)
     repeat = lambda leaf: jnp.repeat(leaf, config.num_samples, axis=0)
-    options = {"temperature": config.temperature}
+    options = {"temperature": config.temperature} | ({} if model.flow_map else {"num_steps": SOLVER_STEPS})
     many = model.generate(key, params, num * config.num_samples, repeat(episodes.context), **options)
     losses = _losses(zoo.apply, many, repeat(episodes.images), repeat(episodes.labels)).reshape(num, -1)
     return many.reshape(num, config.num_samples, -1)[jnp.arange(num), losses.argmin(1)], many

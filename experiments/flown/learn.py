@@ -10,8 +10,9 @@ from jaxtyping import Array, PyTree
 from experiments.flown.contexts import Lessons, draw_episode
 from experiments.flown.judge import loss_of
 from experiments.flown.meta import at_best_rate
-from gfm_jax.base import Encoder, Generator
-from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
+from gfm_jax.base import Codec, Flow, Generator
+from gfm_jax.fitting import with_defaults
+from gfm_jax.flows import flow_map, flow_matching
 from gfm_jax.networks import TimeMLP
 from gfm_jax.weights import autoencoder, baselines, chain, flow_to_learn, relabel, standardized
 from gfm_jax.weights.meta_learning import maml, reptile
@@ -26,17 +27,16 @@ INNER_STEPS = 5  # of MAML and Reptile
 class Codes(NamedTuple):
     """An encoder that is fitted, and what generators learn from."""
 
-    encoder: Encoder
+    encoder: Codec
     params: PyTree
     lessons: Lessons
 
 
-def codec(config, zoo) -> Encoder:
+def codec(config, zoo) -> Codec:
     """Codes of unit deviation, by an autoencoder that sees every network with its labels in any order."""
     images, augment = zoo.images["train"].inputs, shuffled(config, zoo)
-    choices = {"augment": augment, "num_steps": config.encoder_steps, "noise": config.code_noise}
-    learned = autoencoder(config.num_codes, zoo.apply, images, **choices)
-    return chain(learned, standardized(by_coordinate=True))
+    learned = autoencoder(config.num_codes, zoo.apply, images, augment=augment, noise=config.code_noise)
+    return chain(with_defaults(learned, num_steps=config.encoder_steps), standardized(by_coordinate=True))
 
 
 def shuffled(config, zoo) -> Callable[[Array, Array], Array]:
@@ -53,7 +53,7 @@ class Cast(NamedTuple):
     unconditional: dict[str, Generator]
 
 
-def make_cast(config, zoo, encoder: Encoder) -> Cast:
+def make_cast(config, zoo, encoder: Codec) -> Cast:
     """Everyone, on the codes of one encoder."""
     flow, steps = flow_on(encoder, config.flow_steps), config.flow_steps
     conditional = {
@@ -64,15 +64,15 @@ def make_cast(config, zoo, encoder: Encoder) -> Cast:
         "ridge": baselines.ridge(encoder),
         "hypernetwork": baselines.hypernetwork(encoder, num_steps=steps),
         "flow": flow,
-        "flow map": flow_to_learn(encoder, self_distilled_flow_map(TimeMLP(WIDTHS), num_steps=steps)),
+        "flow map": flow_to_learn(encoder, with_defaults(flow_map(TimeMLP(WIDTHS)), num_steps=steps)),
     }
     loss, draw = (
         loss_of(zoo.apply),
         functools.partial(draw_episode, config.num_ways, config.shots[len(config.shots) // 2]),
     )
-    options = {"inner_steps": INNER_STEPS, "num_steps": config.meta_steps, "batch_size": 16}
+    options = {"inner_steps": INNER_STEPS, "batch_size": 16}
     meta = {
-        name: at_best_rate(make, config.inner_rates, zoo.init, loss, draw, **options)
+        name: at_best_rate(make, config.inner_rates, config.meta_steps, zoo.init, loss, draw, **options)
         for name, make in (("maml", maml), ("reptile", reptile))
     }
     unconditional = {
@@ -91,11 +91,11 @@ ALWAYS = ("random initialisation", "flow")
 
 
 @functools.cache
-def flow_on(encoder: Encoder, num_steps: int) -> Generator:
+def flow_on(encoder: Codec, num_steps: int) -> Generator:
     """Flow to learn, with a perceptron as velocity."""
     return flow_to_learn(encoder, _velocity(num_steps))
 
 
 @functools.cache  # so that codes of one length share programs
-def _velocity(num_steps: int) -> Generator:
-    return empirical_flow_matching(TimeMLP(WIDTHS), num_steps=num_steps, peak_rate=5e-3, solver_steps=SOLVER_STEPS)
+def _velocity(num_steps: int) -> Flow:
+    return with_defaults(flow_matching(TimeMLP(WIDTHS)), num_steps=num_steps, learning_rate=5e-3)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gfm_jax.base import Generator
+from gfm_jax.base import Generator, Procedure
+from gfm_jax.fitting import fit
 from gfm_jax.weights.meta_learning import adapt
 
 __all__ = ["at_best_rate"]
@@ -15,13 +16,14 @@ NUM_EPISODES = 256
 
 
 def at_best_rate(
-    make: Callable, inner_rates: tuple[float, ...], init, loss, draw, *, inner_steps: int, **choices
+    make: Callable, inner_rates: tuple[float, ...], num_steps: int, init, loss, draw, *, inner_steps: int, batch_size=25
 ) -> Generator:
     """`make`, `maml` or `reptile`, at the rate that leaves the least loss on queries of validation tasks after the inner steps.
 
-    Its `fit` takes `data = (training, validation)`, each as `draw` reads it.
+    It is fitted to `(training, validation)`, each as `draw` reads it.
     """
-    learners = [make(init, loss, draw, inner_rate=rate, inner_steps=inner_steps, **choices) for rate in inner_rates]
+    options = {"inner_steps": inner_steps, "batch_size": batch_size}
+    learners = [make(init, loss, draw, inner_rate=rate, **options) for rate in inner_rates]
 
     @jax.jit
     def after(rate, weights, key, data):
@@ -31,15 +33,15 @@ def at_best_rate(
 
         return jax.vmap(one)(jax.random.split(key, NUM_EPISODES)).mean()
 
-    def fit(key, data, cond=None, *, encoder_params=None, folder=None, progress=None):
+    def fit_all(key, data, *, folder, progress):
         training, validation = data
         key_judge, *keys = jax.random.split(key, 1 + len(learners))
         found = []
         for own, rate, learner in zip(keys, inner_rates, learners, strict=True):
             place = None if folder is None else folder / str(rate)
-            told = None if progress is None else f"{progress} at {rate}"
+            told = progress and f"{progress} at {rate}"
             try:
-                weights = learner.fit(own, training, folder=place, progress=told)
+                weights, _ = fit(own, learner, training, num_steps=num_steps, folder=place, progress=told)
             except FloatingPointError:  # the rate is too high for the loss
                 continue
             left = jnp.nan_to_num(after(rate, weights, key_judge, validation), nan=jnp.inf)
@@ -48,4 +50,4 @@ def at_best_rate(
             raise FloatingPointError(f"inner_rates: the loss was not finite at any of {inner_rates}")
         return min(found, key=lambda one: one[0])[1]
 
-    return Generator(fit, learners[0].generate)
+    return Generator(Procedure(fit_all), learners[0].generate)

@@ -25,7 +25,8 @@ from experiments.flown.learn import Cast, Codes, codec, make_cast
 from experiments.flown.tuned import tuned_flows
 from experiments.flown.zoo import Zoo, record_zoo, retrained
 from experiments.run_folder import RunFolder
-from gfm_jax.base import Encoder, Generator
+from gfm_jax.base import Codec, Generator
+from gfm_jax.fitting import fit
 from gfm_jax.weights import canonical, pca
 
 __all__ = ["generate_networks"]
@@ -45,11 +46,11 @@ class Setting(NamedTuple):
     folder: RunFolder
     zoo: Zoo
     raw: Zoo
-    encoder: Encoder
+    encoder: Codec
     context: Callable
     cast: Cast
     exam: Exam
-    others: dict[str, Encoder]
+    others: dict[str, Codec]
     copier: Generator
 
 
@@ -101,7 +102,7 @@ def _gather(folder, seeds):
 def _put_in_order(folder, key, zoo):
     """The zoo in canonical form; what that changes, and what it is good for."""
     encoder = canonical(zoo.symmetry)
-    reference = encoder.fit(key, zoo.train.weights)
+    reference, _ = fit(key, encoder, zoo.train.weights)
     form = functools.partial(encoder.encode, reference)
     put = jax.jit(jax.vmap(form))
     in_order = zoo._replace(**{
@@ -116,7 +117,7 @@ def _put_in_order(folder, key, zoo):
         for num_codes in (32, 128):
             if num_codes < min(networks.train.weights.shape):
                 encoder = pca(num_codes)
-                found = round_trip(encoder, encoder.fit(key, networks.train.weights), networks)
+                found = round_trip(encoder, fit(key, encoder, networks.train.weights)[0], networks)
                 folder.add("symmetry", name, **{f"round trip, {num_codes} components": found.mean()})
     return in_order, form
 
@@ -131,7 +132,7 @@ def _fit(setting: Setting, number, key):
     place = setting.folder.path / "checkpoints" / str(number)
     name = f"fit {number + 1} of {config.num_fits}"
     long = {"folder": place / "encoder", "progress": f"{name}, encoder"}
-    params = setting.encoder.fit(keys["encoder"], zoo.train.weights, **long)
+    params, _ = fit(keys["encoder"], setting.encoder, zoo.train.weights, **long)
     codes = Codes(setting.encoder, params, draw_lessons(keys["lessons"], config, zoo, setting.context))
     own = {"codes": float(config.num_codes), "round trip": float(round_trip(setting.encoder, params, zoo).mean())}
     rows, arrays = {("codec", f"the experiment's own, {config.num_codes}"): own}, {}

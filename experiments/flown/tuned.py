@@ -9,6 +9,7 @@ import optax
 
 from experiments.flown.held_out import SPLITS, best_of_samples
 from experiments.flown.judge import accuracy, loss_on, tune
+from experiments.flown.learn import SOLVER_STEPS
 from gfm_jax.weights.tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
 
 __all__ = ["tuned_flows"]
@@ -69,7 +70,7 @@ def _tuned(static, key, params, rate, episodes):
     recipe = recipe._replace(learning_rate=rate)
 
     def loss(z, examples):
-        return loss_on(apply, encoder.decode(params.encoder, z), examples)
+        return loss_on(apply, encoder.decode(params.codec, z), examples)
 
     def reward(z, examples):  # in nats
         return -len(examples[1]) * loss(z, examples)
@@ -82,7 +83,8 @@ def _tuned(static, key, params, rate, episodes):
         examples = images, labels
         tuned = way(generator, judge, recipe)(key_tune, params, examples, context)
         contexts = jnp.broadcast_to(context, (num_samples, len(context)))
-        many = generator.generate(key_draw, tuned, num_samples, contexts, temperature=temperature)
+        options = {"temperature": temperature, "num_steps": SOLVER_STEPS}
+        many = generator.generate(key_draw, tuned, num_samples, contexts, **options)
         return many[jax.vmap(lambda w: loss_on(apply, w, examples))(many).argmin()]
 
     keys = jax.random.split(key, len(episodes.labels))

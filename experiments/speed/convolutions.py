@@ -60,6 +60,7 @@ def unet_steps(side: int, channels: tuple[int, ...], batch: int, num_steps: int,
     import jax.numpy as jnp
     import optax
 
+    from gfm_jax.base import Learner
     from gfm_jax.fitting import fit
     from gfm_jax.networks import UNet
 
@@ -80,13 +81,10 @@ def unet_steps(side: int, channels: tuple[int, ...], batch: int, num_steps: int,
             found = step(*found)
         jax.block_until_ready(found)
 
-    fitted = lambda: fit(jax.random.key(0), loss, params, (times, x), _everything, optimizer, num_steps)
-    seconds = in_turn(rounds, {"plain step": plain, "fit": lambda: jax.block_until_ready(fitted().params)})
+    learner = Learner(lambda key, data: params, lambda key, data: data, loss)
+    fitted = lambda: fit(jax.random.key(0), learner, (times, x), optimizer=optimizer, num_steps=num_steps)[0]
+    seconds = in_turn(rounds, {"plain step": plain, "fit": lambda: jax.block_until_ready(fitted())})
     return {"seconds": {row: [one / num_steps for one in found] for row, found in seconds.items()}}
-
-
-def _everything(key, data):
-    return data
 
 
 CONVOLUTIONS = {f.__name__: f for f in (convolutional_runs, unet_steps)}

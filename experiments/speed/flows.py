@@ -27,39 +27,42 @@ def in_turn(rounds: int, runs: dict) -> dict[str, list[float]]:
     return found
 
 
-def _fits(data, generators: dict) -> dict:
-    """A function for each of the generators that fits it, from where a first fit came to."""
+def _fits(data, flows: dict, num_steps: int) -> dict:
+    """A function for each of the flows that fits it, from where a first fit came to."""
     import jax
 
-    starts = {name: generator.fit(jax.random.key(0), data) for name, generator in generators.items()}
-    fit = lambda name: generators[name].fit(jax.random.key(1), data, start=starts[name])
-    return {name: lambda name=name: jax.block_until_ready(fit(name).network) for name in generators}
+    from gfm_jax.fitting import fit
+
+    starts = {name: fit(jax.random.key(0), flow, data, num_steps=num_steps)[0] for name, flow in flows.items()}
+    again = lambda name: fit(jax.random.key(1), flows[name], data, num_steps=num_steps, start=starts[name])[0]
+    return {name: lambda name=name: jax.block_until_ready(again(name).network) for name in flows}
 
 
 def _points():
     return np.random.default_rng(0).normal(size=(NUM, DIM)).astype(np.float32)
 
 
-LOSSES = {  # row: objective, and where its teacher's gradient stops
+LOSSES = {  # row: residual of `gfm_jax.flows`, and where its teacher's gradient stops
     "lsd": ("lsd", None),
     "esd": ("esd", "teacher"),
     "esd_joint": ("esd", "velocity"),
     "mean_flow": ("mean_flow", None),
-    "psd_m": ("psd_m", None),
+    "psd_m": ("psd_midpoint", None),
 }
 
 
 def flow_steps(width: int, depth: int, batch: int, num_steps: int, losses: list[str], rounds: int) -> dict:
     """Seconds of a training step by every loss, 75 % of a batch on the diagonal, and of conditional flow matching."""
-    from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map
+    from gfm_jax import flows
     from gfm_jax.networks import TimeMLP
 
-    network, recipe = TimeMLP((width,) * depth), {"num_steps": num_steps, "batch_size": batch}
-    generators = {"flow_matching": empirical_flow_matching(network, **recipe)}
+    network = TimeMLP((width,) * depth)
+    timed = {"flow_matching": flows.flow_matching(network, batch_size=batch)}
     for row in losses:
-        objective, stop = LOSSES[row]
-        generators[row] = self_distilled_flow_map(network, objective, stop=stop, diagonal_share=0.75, **recipe)
-    runs = _fits(_points(), generators) | {"matrix_products": _products(width, depth, batch, num_steps)}
+        residual, stop = LOSSES[row]
+        residual = getattr(flows, residual)._replace(stop=stop)
+        timed[row] = flows.flow_map(network, residual, diagonal_fraction=0.75, batch_size=batch)
+    runs = _fits(_points(), timed, num_steps) | {"matrix_products": _products(width, depth, batch, num_steps)}
     return {"seconds": {name: [s / num_steps for s in seconds] for name, seconds in in_turn(rounds, runs).items()}}
 
 
@@ -88,11 +91,11 @@ def _products(width, depth, batch, num_steps):
 
 def flow_matching(width: int, depth: int, batch: int, num_steps: int) -> dict:
     """Our training step, as a user has it, for the comparison with torchcfm."""
-    from gfm_jax.flows import empirical_flow_matching
+    from gfm_jax.flows import flow_matching
     from gfm_jax.networks import TimeMLP
 
-    generator = empirical_flow_matching(TimeMLP((width,) * depth), num_steps=num_steps, batch_size=batch)
-    seconds = in_turn(1, _fits(_points(), {"ours": generator}))["ours"][0]
+    flow = flow_matching(TimeMLP((width,) * depth), batch_size=batch)
+    seconds = in_turn(1, _fits(_points(), {"ours": flow}, num_steps))["ours"][0]
     return {"seconds": seconds / num_steps}
 
 
@@ -135,13 +138,14 @@ def sampling(width: int, depth: int, num: int, num_steps: int, rounds: int) -> d
     """Seconds of `num` samples, in Euler steps and in one jump."""
     import jax
 
-    from gfm_jax.flows import self_distilled_flow_map
+    from gfm_jax.fitting import fit
+    from gfm_jax.flows import flow_map, sample
     from gfm_jax.networks import TimeMLP
 
-    generator = self_distilled_flow_map(TimeMLP((width,) * depth), num_steps=1)
+    flow = flow_map(TimeMLP((width,) * depth))
     key, repeats = jax.random.key(0), 20
-    params = generator.fit(key, _points())
-    jumps = lambda: [jax.block_until_ready(generator.generate(key, params, num)) for _ in range(repeats)]
+    params, _ = fit(key, flow, _points(), num_steps=1)
+    jumps = lambda: [jax.block_until_ready(sample(key, flow, params, num)) for _ in range(repeats)]
     found = in_turn(rounds, {"one_jump": jumps, "euler_steps": _euler(width, depth, num, num_steps)})
     return {"seconds": found | {"one_jump": [seconds / repeats for seconds in found["one_jump"]]}}
 
@@ -155,12 +159,13 @@ def _euler(width, depth, num, num_steps):
     import diffrax
     import jax
 
-    from gfm_jax.flows import empirical_flow_matching
+    from gfm_jax.fitting import fit
+    from gfm_jax.flows import flow_matching, sample
     from gfm_jax.networks import TimeMLP
 
-    generator, key = empirical_flow_matching(TimeMLP((width,) * depth), num_steps=1), jax.random.key(0)
-    params, solver = generator.fit(key, _points()), diffrax.Euler()
-    return lambda: jax.block_until_ready(generator.generate(key, params, num, num_steps=num_steps, solver=solver))
+    flow, key = flow_matching(TimeMLP((width,) * depth)), jax.random.key(0)
+    params, solver = fit(key, flow, _points(), num_steps=1)[0], diffrax.Euler()
+    return lambda: jax.block_until_ready(sample(key, flow, params, num, num_steps=num_steps, solver=solver))
 
 
 def torchdiffeq(width: int, depth: int, num: int, num_steps: int) -> dict:
@@ -200,13 +205,14 @@ def closed_form(num: int, dim: int, num_queries: int, rounds: int) -> dict:
 
 def companions(side: int, channels: tuple[int, ...], batch: int, counts: tuple[int, ...], rounds: int) -> dict:
     """Seconds of a step of empirical flow matching of images by a U-Net, by the number of companions."""
-    from gfm_jax.flows import empirical_flow_matching
+    from gfm_jax.flows import EmpiricalTargets, flow_matching
     from gfm_jax.networks import UNet
 
     data = np.random.default_rng(0).normal(size=(NUM_IMAGES, side * side * 3)).astype(np.float32)
     network = UNet((side, side, 3), tuple(channels))
-    generators = {str(num): empirical_flow_matching(network, num, num_steps=1, batch_size=batch) for num in counts}
-    return {"seconds": in_turn(rounds, _fits(data, generators))}
+    targets = {str(num): EmpiricalTargets(num) if num > 1 else None for num in counts}
+    flows = {name: flow_matching(network, targets=own, batch_size=batch) for name, own in targets.items()}
+    return {"seconds": in_turn(rounds, _fits(data, flows, 1))}
 
 
 FLOWS = {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Defaults, Flow, Interpolant
+from gfm_jax.base import Defaults, Flow, Interpolant, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.flows.flow_data import (
     FlowData,
@@ -103,7 +103,7 @@ def flow_map(
     if max_guidance is not None and not 1 <= max_guidance < jnp.inf:
         raise ValueError(f"max_guidance: expected a strength of at least 1, or None, got {max_guidance}")
     if max_guidance is not None and "teacher" not in asked_by(residual):
-        raise ValueError(f"max_guidance: expected a residual that takes a teacher, got {residual.error.__name__}")
+        raise ValueError(f"max_guidance: expected a residual that takes a teacher, got {residual.error}")
     interpolant = Interpolant(*interpolant)
 
     def prepare(data):
@@ -167,11 +167,17 @@ def flow_map(
             raise ValueError(f"strength: expected at most max_guidance, {max_guidance}, got {strength}")
         return with_strength(strength)
 
-    config = {
-        "method": "flow_map", "network": network, "residual": residual,
-        "diagonal_fraction": diagonal_fraction, "interpolant": interpolant, "std_0": std_0,
-        "learned_weight": learned_weight, "max_guidance": max_guidance, "batch_size": batch_size,
-    }  # fmt: skip
+    config = config_of(
+        "flows.flow_map",
+        network=network,
+        residual=residual,
+        diagonal_fraction=diagonal_fraction,
+        interpolant=interpolant,
+        std_0=std_0,
+        learned_weight=learned_weight,
+        max_guidance=max_guidance,
+        batch_size=batch_size,
+    )
     learner = flow_learner(init, sample, loss, config, DEFAULTS, prepare)
     return with_strength(1.0)
 

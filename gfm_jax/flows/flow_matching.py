@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from gfm_jax.base import Defaults, Flow, Interpolant
+from gfm_jax.base import Defaults, Flow, Interpolant, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.flows.flow_data import (
     FlowData,
@@ -80,8 +80,8 @@ def flow_matching(
       from by `sample`.
 
     Raises:
-      ValueError: for a number out of range, or a network that cannot be hashed; in `fit` for empirical targets or a coupling
-        with conditions or paired sources, whose closed form is another one.
+      ValueError: for a number out of range, a network that cannot be hashed, or empirical targets with a coupling; in `fit` for
+        either with conditions or paired sources, whose closed form is another one.
 
     >>> import gfm_jax as gfm, jax
     >>> flow = gfm.flow_matching(gfm.networks.TimeMLP((16,)))
@@ -99,6 +99,8 @@ def flow_matching(
         raise ValueError(f"condition_dropout: expected a probability in [0, 1), got {condition_dropout}")
     if targets is not None and targets.sharing not in ("per_sample", "shared"):
         raise ValueError(f"sharing: expected 'per_sample' or 'shared', got {targets.sharing!r}")
+    if targets is not None and coupling is not None:
+        raise ValueError(f"coupling: expected None with targets, which are of independent pairs, got {coupling}")
     interpolant = Interpolant(*interpolant)
 
     def prepare(data):
@@ -140,10 +142,17 @@ def flow_matching(
     def velocity(params, t, x, cond=None):
         return network.apply(params.network, jnp.atleast_1d(t), x, cond)
 
-    config = {
-        "method": "flow_matching", "network": network, "interpolant": interpolant, "times": times, "coupling": coupling,
-        "targets": targets, "std_0": std_0, "condition_dropout": condition_dropout, "batch_size": batch_size,
-    }  # fmt: skip
+    config = config_of(
+        "flows.flow_matching",
+        network=network,
+        interpolant=interpolant,
+        times=times,
+        coupling=coupling,
+        targets=targets,
+        std_0=std_0,
+        condition_dropout=condition_dropout,
+        batch_size=batch_size,
+    )
     learner = flow_learner(init, sample, loss, config, DEFAULTS, prepare)
     return Flow(learner, velocity, None, functools.partial(guided, learner, velocity) if condition_dropout else None)
 

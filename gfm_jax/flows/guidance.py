@@ -1,9 +1,11 @@
 """Classifier-free guidance, of velocities and of flow maps."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Flow, Learner, Velocity
+from gfm_jax.base import Flow, Learner
 
 __all__ = ["guide", "guided", "guided_velocity"]
 
@@ -47,7 +49,7 @@ def guide(flow: Flow, strength: float | Float[Array, ""]) -> Flow:
     return flow.guided(strength)
 
 
-def guided(learner: Learner, velocity: Velocity, strength) -> Flow:
+def guided(learner: Learner, velocity: Callable[..., Array], strength) -> Flow:
     """The flow of a guided velocity."""
 
     def stronger(params, t, x, cond=None):

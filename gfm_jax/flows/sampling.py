@@ -50,7 +50,7 @@ def sample(
         method's own checks.
 
     >>> import gfm_jax as gfm, jax
-    >>> flow = gfm.flows.lsd(gfm.networks.TimeMLP((16,)))
+    >>> flow = gfm.flow_map(gfm.networks.TimeMLP((16,)))
     >>> params, info = gfm.fit(jax.random.key(0), flow, jax.random.normal(jax.random.key(1), (50, 2)), num_steps=3)
     >>> gfm.sample(jax.random.key(2), flow, params, 10, num_steps=2).shape
     (10, 2)

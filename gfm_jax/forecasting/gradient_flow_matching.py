@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Trajectory
+from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Trajectory, config_of
 from gfm_jax.checks import check_choices, check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.fitting import fit
@@ -170,7 +170,9 @@ def _fit(
     options = {"mesh": mesh, "progress": progress}
     if start is None:
         sample, loss, optimizer = weight_space(recipe)
-        learner = Learner(functools.partial(_init, _of_start(recipe)), sample, loss, {"recipe": recipe})
+        learner = Learner(
+            functools.partial(_init, _of_start(recipe)), sample, loss, config_of("weight_space", recipe=recipe)
+        )
         options |= {"folder": None if folder is None else f"{folder}/weight_space"}
         field, _ = fit(key, learner, windows, optimizer=optimizer, num_steps=recipe.num_steps, **options)
     else:
@@ -178,7 +180,9 @@ def _fit(
         check_widths(recipe.widths, field)
     if in_function_space:
         sample, loss, optimizer = function_space(recipe, tuple(losses))
-        learner = Learner(lambda key, data: field, sample, loss, {"recipe": recipe, "losses": tuple(losses)})
+        learner = Learner(
+            lambda key, data: field, sample, loss, config_of("function_space", recipe=recipe, losses=tuple(losses))
+        )
         options |= {"folder": None if folder is None else f"{folder}/function_space"}
         num_steps = recipe.function_steps
         field, _ = fit(key_function, learner, windows, optimizer=optimizer, num_steps=num_steps, start=field, **options)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Codec, Defaults, Learner
+from gfm_jax.base import Codec, Defaults, Learner, config_of
 from gfm_jax.networks import MLP, init_network
 from gfm_jax.weights.linear import check_size, check_weights, mean_and_std
 from gfm_jax.weights.reconstruction import behavioural, gaussian_kl, relative_square
@@ -112,10 +112,9 @@ def autoencoder(
         return w, examples[jax.random.randint(key_inputs, (num_inputs,), 0, len(examples))]
 
     loss = lambda params, key, batch: autoencoder_loss(terms, posterior, decode, outputs, params, key, *batch)
-    config = {
-        "method": "autoencoder", "num_codes": num_codes, "widths": widths, "outputs": outputs, "augment": augment,
-        **terms._asdict(),
-    }  # fmt: skip
+    config = config_of(
+        "weights.autoencoder", num_codes=num_codes, widths=widths, outputs=outputs, augment=augment, **terms._asdict()
+    )
     learner = Learner(
         init,
         sample,

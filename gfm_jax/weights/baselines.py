@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Codec, Defaults, Generator, Learner, Procedure
+from gfm_jax.base import Codec, Defaults, Generator, Learner, Procedure, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.fitting import fit
@@ -67,7 +67,7 @@ def _at_least_two(zoo, what):
 def random(init: Callable[[Array], Array]) -> Generator:
     """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
     generate = lambda key, zoo, num, cond=None: _init_all(init, jax.random.split(key, check_count("num", num)))
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.random", init=init)), generate)
 
 
 # What draws at random some dozens of times would take ten times as long to optimise as to compile.
@@ -84,7 +84,7 @@ def mean() -> Generator:
     def generate(key, zoo, num, cond=None):
         return jnp.broadcast_to(zoo.weights.mean(0), (check_count("num", num), zoo.weights.shape[1]))
 
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.mean")), generate)
 
 
 def soup(num_mixed: int = 16) -> Generator:
@@ -100,7 +100,7 @@ def soup(num_mixed: int = 16) -> Generator:
             raise ValueError(f"num_mixed: expected at most the {len(zoo.weights)} networks, got {num_mixed}")
         return _mix(num_mixed, jax.random.split(key, check_count("num", num)), zoo.weights)
 
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.soup", num_mixed=num_mixed)), generate)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,7 +120,7 @@ def interpolation() -> Generator:
         share = jax.random.uniform(key_share, (num, 1), zoo.weights.dtype)
         return (1 - share) * zoo.weights[first] + share * zoo.weights[second]
 
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.interpolation")), generate)
 
 
 def perturbation(share: float = 0.1) -> Generator:
@@ -139,7 +139,7 @@ def perturbation(share: float = 0.1) -> Generator:
         chosen = zoo.weights[jax.random.randint(key_which, (num,), 0, len(zoo.weights))]
         return chosen + share * zoo.weights.std(0)[None] * jax.random.normal(key_noise, chosen.shape, chosen.dtype)
 
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.perturbation", share=share)), generate)
 
 
 def retrieval() -> Generator:
@@ -150,7 +150,7 @@ def retrieval() -> Generator:
             raise ValueError("cond: expected conditions in the fit, by which to retrieve")
         return _retrieve(zoo, _needed(cond, num, zoo.cond.shape[1], "retrieval"))
 
-    return Generator(Procedure(_keep), generate)
+    return Generator(Procedure(_keep, config_of("weights.baselines.retrieval")), generate)
 
 
 @jax.jit
@@ -169,7 +169,7 @@ def gaussian(codec: Codec) -> Generator:
     def generate(key, params, num, cond=None):
         return decode_all(codec, params.codec, draw_gaussian(key, params.model, num))
 
-    return Generator(Procedure(fit_codes), generate)
+    return Generator(Procedure(fit_codes, config_of("weights.baselines.gaussian", codec=codec)), generate)
 
 
 def ridge(codec: Codec, strength: float = 1.0) -> Generator:
@@ -190,7 +190,9 @@ def ridge(codec: Codec, strength: float = 1.0) -> Generator:
         cond = _needed(cond, num, slope.shape[1], "ridge regression")
         return decode_all(codec, params.codec, jnp.matmul(cond, slope.T, precision="highest") + intercept[None])
 
-    return Generator(Procedure(fit_codes), generate)
+    return Generator(
+        Procedure(fit_codes, config_of("weights.baselines.ridge", codec=codec, strength=strength)), generate
+    )
 
 
 def hypernetwork(
@@ -230,7 +232,19 @@ def hypernetwork(
         module = network or _perceptron(len(like))
         return decode_all(codec, params.codec, jax.vmap(functools.partial(module.apply, found))(cond))
 
-    return Generator(Procedure(fit_codes), generate)
+    return Generator(
+        Procedure(
+            fit_codes,
+            config_of(
+                "weights.baselines.hypernetwork",
+                codec=codec,
+                network=network,
+                num_steps=num_steps,
+                learning_rate=learning_rate,
+            ),
+        ),
+        generate,
+    )
 
 
 def _perceptron(num_codes):
@@ -247,7 +261,7 @@ def _regression(module):
         return jnp.mean((jax.vmap(functools.partial(module.apply, params))(cond) - codes) ** 2), {}
 
     init = lambda key, data: init_network(module, key, data[0][0])
-    return Learner(init, sample, loss, {"method": "hypernetwork", "network": module}, DEFAULTS)
+    return Learner(init, sample, loss, config_of("hypernetwork", network=module), DEFAULTS)
 
 
 DEFAULTS = Defaults(5000, 1e-3, functools.partial(adam_on_cosine, max_grad_norm=1.0))

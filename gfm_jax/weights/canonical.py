@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Codec, Procedure
+from gfm_jax.base import Codec, Procedure, config_of
 from gfm_jax.weights.linear import check_weights, power_of_two, wide
 from gfm_jax.weights.symmetry.group import Symmetry, flat, leaves_of, move, rescale
 
@@ -37,7 +37,11 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Codec:
         return _reference(symmetry, rounds, check_weights(weights, 1))
 
     encode = lambda reference, w: match(symmetry, reference, balance(symmetry, wide(w)))
-    return Codec(Procedure(fit_to), encode, lambda reference, z: z)
+    return Codec(
+        Procedure(fit_to, config_of("weights.canonical", symmetry=symmetry, rounds=rounds)),
+        encode,
+        lambda reference, z: z,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

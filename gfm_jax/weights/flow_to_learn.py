@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Codec, Flow, Generator, Procedure
+from gfm_jax.base import Codec, Flow, Generator, Procedure, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.fitting import fit
 from gfm_jax.flows import (
@@ -55,8 +55,6 @@ def flow_to_learn(
     *,
     source: str | Callable[[Array], Array] = "gaussian",
     coupling: str = "independent",
-    num_steps: int | None = None,
-    learning_rate: float | None = None,
 ) -> Generator:
     r"""Generates weights, of networks like those of a zoo, by a flow between codes.
 
@@ -73,7 +71,6 @@ def flow_to_learn(
       coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`Zoo.groups`),
         only within a group, since else a source would tell its condition.
 
-      num_steps, learning_rate: of the fit of the flow; by default as its own.
 
     Returns:
       A generator, fitted to weights [num, dim], a pair (weights, cond) or a `Zoo`. Its
@@ -112,15 +109,7 @@ def flow_to_learn(
         if coupling == "optimal_transport":
             index = optimal_transport(z_0, z_1, zoo.groups)
             z_1, cond = z_1[index], None if cond is None else cond[index]
-        found, _ = fit(
-            key_flow,
-            flow,
-            FlowData(z_1, cond, z_0),
-            num_steps=num_steps,
-            learning_rate=learning_rate,
-            folder=inside("flow"),
-            progress=progress,
-        )
+        found, _ = fit(key_flow, flow, FlowData(z_1, cond, z_0), folder=inside("flow"), progress=progress)
         if z_0 is None:
             gaussian = gaussian._replace(factor=jnp.diag(found.std_0))
         return FlowToLearnParams(params, found, gaussian, origin)
@@ -141,7 +130,8 @@ def flow_to_learn(
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
     jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
-    return Generator(Procedure(fit_all), generate, velocity, jump)
+    config = config_of("weights.flow_to_learn", codec=codec, flow=flow, source=source, coupling=coupling)
+    return Generator(Procedure(fit_all, config), generate, velocity, jump)
 
 
 def _gaussian(source, z_1):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Codec, Procedure
+from gfm_jax.base import Codec, Procedure, config_of
 from gfm_jax.checks import check_finite
 from gfm_jax.fitting import fit
 
@@ -38,7 +38,7 @@ def identity() -> Codec:
         check_weights(weights, 1)
         return ()
 
-    return Codec(Procedure(fit_to), lambda params, w: w, lambda params, z: z)
+    return Codec(Procedure(fit_to, config_of("weights.identity")), lambda params, w: w, lambda params, z: z)
 
 
 def standardized(by_coordinate: bool = False) -> Codec:
@@ -64,7 +64,7 @@ def standardized(by_coordinate: bool = False) -> Codec:
         check_codes(z, at.mean)
         return at.mean + at.std * z
 
-    return Codec(Procedure(fit_to), encode, decode)
+    return Codec(Procedure(fit_to, config_of("weights.standardized", by_coordinate=by_coordinate)), encode, decode)
 
 
 def pca(num_codes: int, *, whiten: bool = True) -> Codec:
@@ -106,7 +106,7 @@ def pca(num_codes: int, *, whiten: bool = True) -> Codec:
         check_codes(z, at.std)
         return at.mean + jnp.matmul(at.std * z, at.directions, precision="highest")
 
-    return Codec(Procedure(fit_to), encode, decode)
+    return Codec(Procedure(fit_to, config_of("weights.pca", num_codes=num_codes, whiten=whiten)), encode, decode)
 
 
 def chain(*codecs: Codec) -> Codec:
@@ -131,7 +131,7 @@ def chain(*codecs: Codec) -> Codec:
             z = codec.decode(own, z)
         return z
 
-    return Codec(Procedure(fit_all), encode, decode)
+    return Codec(Procedure(fit_all, config_of("weights.chain", codecs=codecs)), encode, decode)
 
 
 def check_size(weights: Array, like: Array) -> None:
@@ -163,7 +163,7 @@ def check_weights(weights, least: int, why: str = "") -> Array:
     return weights
 
 
-def wide(weights: Array) -> Array:
+def wide(weights: Array | np.ndarray) -> Array:
     """In float32 or better: sums and squares of bytes wrap, and those of bfloat16 stand still.
 
     Raises:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Defaults, Generator, Learner
+from gfm_jax.base import Defaults, Generator, Learner, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.flows.flow_data import adam_on_cosine
@@ -184,10 +184,9 @@ def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps
     def mean_over_tasks(w, key, episodes):
         return jnp.mean(jax.vmap(lambda episode: objective(w, episode))(episodes)), {}
 
-    config = {
-        "method": method, "loss": loss, "draw": draw, "inner_rate": inner_rate, "inner_steps": inner_steps,
-        "batch_size": batch_size,
-    }  # fmt: skip
+    config = config_of(
+        method, loss=loss, draw=draw, inner_rate=inner_rate, inner_steps=inner_steps, batch_size=batch_size
+    )
     learner = Learner(lambda key, data: init(key), sample, mean_over_tasks, config, DEFAULTS)
     return Generator(learner, lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w))))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Codec, Layout, Learner
+from gfm_jax.base import Codec, Layout, Learner, config_of
 from gfm_jax.networks import MLP, DeepSet, init_network
 from gfm_jax.weights.autoencoder import DEFAULTS, Terms, autoencoder_loss, check_codec
 from gfm_jax.weights.linear import check_size, check_weights, mean_and_std
@@ -110,11 +110,16 @@ def token_autoencoder(
         scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.stack(stds).max())
         return Params(networks, means, scale)
 
-    config = {
-        "method": "token_autoencoder", "layouts": tuple(layouts), "num_codes": num_codes, "token_size": size,
-        "widths": tuple(widths), "outputs": outputs and tuple(outputs), "augment": augment and tuple(augment),
+    config = config_of(
+        "weights.token_autoencoder",
+        layouts=tuple(layouts),
+        num_codes=num_codes,
+        token_size=size,
+        widths=tuple(widths),
+        outputs=outputs and tuple(outputs),
+        augment=augment and tuple(augment),
         **terms._asdict(),
-    }  # fmt: skip
+    )
     learner = Learner(init, sample, loss, config, DEFAULTS, prepare=prepare, frozen=("means", "scale"))
     first = lambda encode: lambda params, w: encode(params, w)[0]
     return tuple(Codec(learner, first(encode), decode) for encode, decode in coders)
