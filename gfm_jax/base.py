@@ -170,7 +170,7 @@ class Horizon(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What an observed prefix says: of every coordinate, of its tensor, of the run.
+    """What an observed prefix says, by name: of every coordinate, of its tensor, of the run.
 
     Attributes:
       coordinate: features of each coordinate, free of units.
@@ -182,10 +182,10 @@ class Context(NamedTuple):
       segment: index of the tensor to which each coordinate belongs.
     """
 
-    coordinate: Float[Array, "*runs dim coordinate_features"]
-    tensor: Float[Array, "*runs tensors tensor_features"]
-    run: Float[Array, "*runs run_features"]
-    directions: Float[Array, "*runs dim directions"]
+    coordinate: dict[str, Float[Array, "*runs dim"]]
+    tensor: dict[str, Float[Array, "*runs tensors"]]
+    run: dict[str, Float[Array, "*runs"]]
+    directions: dict[str, Float[Array, "*runs dim"]]
     scale: Float[Array, "*runs dim"]
     origin: Float[Array, "*runs dim"]
     segment: Int[Array, "*runs dim"]

@@ -10,7 +10,6 @@ from runs import batch_of, run_of, small_runs, small_task
 
 from gfm_jax.base import Landscape
 from gfm_jax.forecasting import (
-    DIRECTIONS,
     cut,
     gradient_flow_matching,
     horizon_at,
@@ -19,6 +18,7 @@ from gfm_jax.forecasting import (
     prefix_of,
     survey,
 )
+from gfm_jax.forecasting.names import KRYLOV
 from gfm_jax.pytrees import unravel
 
 FIELD = {"num_steps": 30, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
@@ -79,21 +79,22 @@ def test_gradient_flow_on_a_quadratic_never_leaves_the_span():
 
 def test_directions_know_no_units(prefix):
     seen, scaled = (observe(survey(prefix, loss)) for loss in (train_loss, lambda w: 100 * train_loss(w)))
-    where = [i for i, name in enumerate(DIRECTIONS) if name.startswith("krylov")]
-    assert len(where) == 4
-    directions = np.asarray(seen.directions)[:, where]
-    np.testing.assert_allclose(directions, np.asarray(scaled.directions)[:, where], rtol=2e-3, atol=2e-3)
-    for tensor in range(len(prefix.layout.sizes)):
-        inside = np.asarray(seen.segment) == tensor
-        np.testing.assert_allclose((directions[inside] ** 2).mean(0), 1, rtol=1e-4)
+    for name in KRYLOV:
+        direction = np.asarray(seen.directions[name])
+        np.testing.assert_allclose(direction, scaled.directions[name], rtol=2e-3, atol=2e-3)
+        for tensor in range(len(prefix.layout.sizes)):
+            inside = np.asarray(seen.segment) == tensor
+            np.testing.assert_allclose((direction[inside] ** 2).mean(), 1, rtol=1e-4)
 
 
 def test_without_a_survey_the_landscape_is_unknown(prefix):
     around, blind = observe(survey(prefix, train_loss)), observe(prefix)
-    np.testing.assert_array_equal(blind.directions[:, -4:], 0)
-    assert float(around.run[-23]) == 1.0
-    assert float(blind.run[-23]) == 0.0
-    np.testing.assert_allclose(around.directions[:, :-4], blind.directions[:, :-4], rtol=1e-5, atol=1e-6)
+    for name in KRYLOV:
+        np.testing.assert_array_equal(blind.directions.pop(name), 0)
+        assert float(jnp.abs(around.directions.pop(name)).max()) > 0
+    assert float(around.run["has_curvature"]) == 1.0
+    assert float(blind.run["has_curvature"]) == 0.0
+    chex.assert_trees_all_close(around.directions, blind.directions, rtol=1e-5, atol=1e-6)
     assert prefix_of(survey(prefix, train_loss), 5).landscape is None  # it was that of a later save
 
 
@@ -115,7 +116,7 @@ def test_windows_survey_every_cut(prefix):
     # without the second moment the directions are those of plain descent
     plain = jax.vmap(lambda run: observe(survey(run, train_loss)))(prefix_of(runs._replace(state=None), 10))
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.context), plain, **close)
-    assert float(jnp.abs(plain.directions[..., -4:] - expected.directions[..., -4:]).max()) > 0.1
+    assert all(float(jnp.abs(plain.directions[name] - expected.directions[name]).max()) > 0.1 for name in KRYLOV)
 
 
 def test_a_field_uses_the_landscape_that_it_was_fitted_with(prefix):
@@ -146,7 +147,7 @@ def test_the_landscape_tells_what_a_prefix_cannot():
         survey_one = lambda run, minimum: observe(survey(run, about(minimum)) if know else run)
         seen = jax.vmap(survey_one)(prefixes, minima)
         basis, target = (
-            np.asarray(seen.directions * seen.scale[..., None]),
+            np.stack([direction * seen.scale for direction in seen.directions.values()], axis=-1),
             np.asarray(runs.weights[:, -1] - runs.weights[:, 8]),
         )
         solve = lambda b, y: b @ np.linalg.lstsq(b, y, rcond=None)[0]

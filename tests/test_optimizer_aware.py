@@ -24,7 +24,8 @@ def of_every_weight(step):
     """The same move, its features written out for every weight, as a sample of coordinates has them."""
     num = step.x_s.shape[0]
     spread = lambda leaf: jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
-    context = step.context._replace(tensor=step.context.tensor[step.context.segment], run=spread(step.context.run))
+    tensor = jax.tree.map(lambda leaf: leaf[step.context.segment], step.context.tensor)
+    context = step.context._replace(tensor=tensor, run=jax.tree.map(spread, step.context.run))
     return Move(context, *(jax.tree.map(spread, moment) for moment in step[1:4]), step.x_s)
 
 
@@ -46,9 +47,12 @@ def test_a_run_moves_as_its_weights_do(head, step):
 @pytest.mark.parametrize("head", ["coordinate", "tensor"])
 def test_directions_that_are_left_out_are_as_zero(head, step):
     field, directions = a_field(head, step), step.context.directions
+    out = ("slope", "average", "descent")
+    left_out = {name: array for name, array in directions.items() if name not in out}
+    zero, other = ({name: f(directions[name]) for name in out} for f in (jnp.zeros_like, lambda array: array + 1))
     moves = [
         move(head, WIDTHS, field, step._replace(context=step.context._replace(directions=d)))[0]
-        for d in (directions[:, :-3], directions.at[:, -3:].set(0), directions + 1)
+        for d in (left_out, directions | zero, directions | other)
     ]
     np.testing.assert_allclose(moves[0], moves[1], rtol=1e-5, atol=1e-6)
     assert np.abs(moves[0] - moves[2]).max() > 0.01

@@ -1,7 +1,7 @@
 """Where will this run end? Forecasters of the weights, from what was observed of a training run."""
 
 from gfm_jax.forecasting import baselines, gate, nowcast
-from gfm_jax.forecasting.curvature import NUM_KRYLOV, landscape, survey
+from gfm_jax.forecasting.curvature import landscape, survey
 from gfm_jax.forecasting.displacement import (
     function_space_loss,
     laplace_nll,
@@ -10,10 +10,11 @@ from gfm_jax.forecasting.displacement import (
     relative_squared_error,
 )
 from gfm_jax.forecasting.evidence import log_of_loss
-from gfm_jax.forecasting.features import DIRECTIONS, from_first_motion, line_weights, observe
+from gfm_jax.forecasting.features import from_first_motion, line_weights, observe
 from gfm_jax.forecasting.field import Coefficients, FieldParams, Move, check_widths, init_field, move
 from gfm_jax.forecasting.forecaster import forecast
 from gfm_jax.forecasting.gradient_flow_matching import forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.names import DIRECTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
 from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable, sound_runs
@@ -26,7 +27,6 @@ __all__ = [
     "DIRECTIONS",
     "FieldParams",
     "Move",
-    "NUM_KRYLOV",
     "Windows",
     "as_run",
     "baselines",

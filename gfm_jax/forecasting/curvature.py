@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Landscape, Trajectory
 from gfm_jax.convolutions import fast_in_loops
+from gfm_jax.forecasting.names import KRYLOV
 from gfm_jax.forecasting.validation import as_run
 
-__all__ = ["NUM_KRYLOV", "landscape", "metric", "survey", "unknown_landscape"]
+__all__ = ["landscape", "metric", "survey", "unknown_landscape"]
 
-NUM_KRYLOV = 4
 ROUNDING = 1e-5  # of the length of a product with the Hessian
 
 
@@ -39,7 +39,7 @@ def _landscape(loss, weights, metric):
     root = jnp.sqrt(metric)
     hessian = lambda q: root * linear(root * q)[1]  # P^1/2 H P^1/2, which is symmetric
     basis = [_unit(-root * gradient)]
-    while len(basis) < NUM_KRYLOV:
+    while len(basis) < len(KRYLOV):
         following = hessian(basis[-1])
         length = jnp.linalg.norm(following)
         for _ in range(2):  # twice is enough, once is not
@@ -89,4 +89,4 @@ def unknown_landscape(weights: Float[Array, "*runs dim"]) -> Landscape:
     """Stands for what nobody looked at."""
     *runs, dim = weights.shape
     zeros = lambda *shape: jnp.zeros((*runs, *shape), jnp.float32)
-    return Landscape(zeros(), zeros(), zeros(dim), zeros(NUM_KRYLOV, dim))
+    return Landscape(zeros(), zeros(), zeros(dim), zeros(len(KRYLOV), dim))

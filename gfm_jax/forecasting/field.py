@@ -1,6 +1,5 @@
 """The learned field on coordinates: it chooses among directions that the observed prefix offers."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Context, Horizon
+from gfm_jax.forecasting.names import COORDINATE, DIRECTIONS, HORIZON, OUTPUTS, RUN, TENSOR
 
 __all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "features", "init_field", "mix", "move"]
 
@@ -41,8 +41,8 @@ class FieldParams(NamedTuple):
 
 
 class Coefficients(nn.Module):
-    """Features to coefficients of the displacement and of `num_directions - 1` directions, a residual, and the logarithm of
-    the expected error.
+    """Features to coefficients of the displacement and of every direction, a residual, and the logarithm of the expected
+    error, by name.
 
     What the weights of a tensor share goes through the first layer once a tensor: of a whole run that saves a fifth of the
     products. The last layer starts at zero: an untrained field stands still, which is the forecast by persistence. It is
@@ -50,11 +50,9 @@ class Coefficients(nn.Module):
     which gives each weight the row of its part; by default there are as many parts as weights.
 
     Attributes:
-      num_directions: one more than the context has.
       widths: of the hidden layers, at least one.
     """
 
-    num_directions: int
     widths: Sequence[int] = (96, 96)
 
     @nn.compact
@@ -63,7 +61,8 @@ class Coefficients(nn.Module):
         x = nn.gelu(_DenseOfTwo(first, name="hidden_0")(shared, own, of_weights))
         for i, width in enumerate(rest, 1):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
-        return nn.Dense(self.num_directions + 2, kernel_init=nn.initializers.zeros, name="output")(x)
+        x = nn.Dense(len(OUTPUTS), kernel_init=nn.initializers.zeros, name="output")(x)
+        return dict(zip(OUTPUTS, jnp.unstack(x, axis=-1), strict=True))
 
 
 class _DenseOfTwo(nn.Module):
@@ -83,23 +82,37 @@ class _DenseOfTwo(nn.Module):
 def features(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
     """What a head may know: of the tensor, the run and the two moments, and, a "coordinate" head, of the weight too."""
     context = step.context
-    num = context.tensor.shape[:-1]
-    shared = [context.tensor, context.run, horizon_features(step.now, step.s), horizon_features(step.s, step.t)]
-    shared = jnp.concatenate([jnp.broadcast_to(part, (*num, part.shape[-1])) for part in shared], axis=-1)
+    shared = [context.tensor[name] for name in TENSOR] + [context.run[name] for name in RUN]
+    for until_s in (horizon_features(step.now, step.s), horizon_features(step.s, step.t)):
+        shared += [until_s[name] for name in HORIZON]
+    shared = _stacked(shared)
     if head == "tensor":
-        return shared, jnp.zeros((*num, 0), shared.dtype)
-    return shared, jnp.concatenate([context.coordinate, jnp.arcsinh(step.x_s)[..., None]], axis=-1)
+        return shared, jnp.zeros((*shared.shape[:-1], 0), shared.dtype)
+    absent = jnp.zeros_like(step.x_s)
+    moved = [context.directions.get(name, absent) for name in DIRECTIONS]
+    own = [*map(jnp.arcsinh, moved), *(context.coordinate[name] for name in COORDINATE), jnp.arcsinh(step.x_s)]
+    return shared, _stacked(own)
 
 
-def horizon_features(now: Horizon, then: Horizon) -> Float[Array, "*n features"]:
+def _stacked(features):
+    """What the network reads, [*n, features]. In memory every feature stays one stretch."""
+    return jnp.moveaxis(jnp.stack(jnp.broadcast_arrays(*features)), 0, -1)
+
+
+def horizon_features(now: Horizon, then: Horizon) -> dict[str, Float[Array, "*n"]]:
     """How far `then` lies ahead of `now`: in steps, in the sum of learning rates, and in the rate itself.
 
     Ratios to a time or a rate of 0 are cut off: at 1e6 and 1e3.
     """
     steps, time = then.step / now.step, _ratio(then.time, now.time, 1e6)
     mean_rate = (then.time - now.time) / jnp.maximum(then.step - now.step, 1)
-    rates = [_ratio(rate, now.learning_rate, 1e3) for rate in (then.learning_rate, mean_rate)]
-    return jnp.stack([jnp.log(steps), jnp.log(jnp.maximum(time, 1e-6)), time - 1, *rates], axis=-1)
+    return {
+        "log_steps": jnp.log(steps),
+        "log_time": jnp.log(jnp.maximum(time, 1e-6)),
+        "time": time - 1,
+        "rate": _ratio(then.learning_rate, now.learning_rate, 1e3),
+        "mean_rate": _ratio(mean_rate, now.learning_rate, 1e3),
+    }
 
 
 def _ratio(a, b, most):
@@ -109,22 +122,18 @@ def _ratio(a, b, most):
 
 
 def mix(
-    coefficients: Float[Array, "*parts outputs"], step: Move, of_weights: Callable | None = None
+    coefficients: dict[str, Float[Array, "*parts"]], step: Move, of_weights: Callable = lambda x: x
 ) -> Float[Array, "*n"]:
     r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the context's scale.
 
     Args:
-      coefficients: of the displacement at s and of the directions; what comes after them is not looked at.
-      step: the move; its context may lack the last directions, as if they were zero.
+      coefficients: of the displacement at s, "x_s", and of the directions; others are not looked at.
+      step: the move; directions that its context lacks are as zero.
       of_weights: from one coefficient a tensor to that of every weight, direction by direction: coefficients of all weights
-        at once would be as large as the directions themselves. None where each weight has coefficients of its own.
+        at once would be as large as the directions themselves. By default each weight has coefficients of its own.
     """
-    directions = step.context.directions
-    if of_weights is None:
-        c_x, c = coefficients[..., 0], coefficients[..., 1 : 1 + directions.shape[-1]]
-        return c_x * step.x_s + jnp.sum(c * directions, axis=-1)
-    sides = zip([step.x_s, *jnp.moveaxis(directions, -1, 0)], jnp.moveaxis(coefficients, -1, 0), strict=False)
-    return functools.reduce(jnp.add, (of_weights(coefficient) * direction for direction, coefficient in sides))
+    sides = {"x_s": step.x_s, **step.context.directions}
+    return sum(of_weights(coefficients[name]) * sides[name] for name in ("x_s", *DIRECTIONS) if name in sides)
 
 
 def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> tuple[Array, Array]:
@@ -134,7 +143,7 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     each tensor, so that its cost hardly grows with the network.
     """
     context = step.context
-    whole_run = context.tensor.shape[:-1] != context.scale.shape
+    whole_run = context.tensor["scale"].shape != context.scale.shape
     of_weights = (lambda part: part[context.segment]) if whole_run else lambda part: part
     shared, own = features(head, step)
     num_shared = shared.shape[-1]
@@ -145,14 +154,12 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
         )
     shared = _standardised(shared, params.shift[:num_shared], params.spread[:num_shared])
     own = _standardised(own, params.shift[num_shared:], params.spread[num_shared:])
-    num_outputs = params.network["params"]["output"]["bias"].shape[-1]
     check_widths(widths, params)
-    network = Coefficients(num_outputs - 2, widths)
     if head == "coordinate":
-        coefficients = network.apply(params.network, shared, own, of_weights)
-        return mix(coefficients, step) + coefficients[..., -2], coefficients[..., -1]
-    coefficients = network.apply(params.network, shared, own)
-    return mix(coefficients, step, of_weights if whole_run else None), of_weights(coefficients[..., -1])
+        outputs = Coefficients(widths).apply(params.network, shared, own, of_weights)
+        return mix(outputs, step) + outputs["residual"], outputs["log_error"]
+    outputs = Coefficients(widths).apply(params.network, shared, own)
+    return mix(outputs, step, of_weights), of_weights(outputs["log_error"])
 
 
 def check_widths(widths: Sequence[int], params: FieldParams) -> None:
@@ -171,7 +178,7 @@ def _standardised(known, shift, spread):
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:
     """An untrained field, its features standardised by those of a sample of moves."""
     shared, own = features(head, step)
-    network = Coefficients(step.context.directions.shape[-1] + 1, widths)
+    network = Coefficients(widths)
     known = jnp.concatenate([shared, own], axis=-1)
     spread = known.std(0)
     return FieldParams(network.init(key, shared[:1], own[:1]), known.mean(0), jnp.where(spread > 1e-3, spread, 1.0))

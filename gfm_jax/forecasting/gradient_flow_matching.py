@@ -13,11 +13,11 @@ from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
 from gfm_jax.checks import check_choices, check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.fitting import fit as minimise
-from gfm_jax.forecasting.curvature import NUM_KRYLOV
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.field import FieldParams, Move, check_widths, init_field
 from gfm_jax.forecasting.forecaster import forecaster_of
 from gfm_jax.forecasting.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
+from gfm_jax.forecasting.names import KRYLOV
 from gfm_jax.forecasting.objectives import draw_moves, function_space, weight_space
 from gfm_jax.forecasting.prefix import horizon_at
 from gfm_jax.forecasting.recipe import OBJECTIVES, Recipe, run_displacement
@@ -111,8 +111,9 @@ def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horiz
     if prefix.landscape is not None:  # what was fitted without must not see one
         prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
     context = observe(prefix)
-    if prefix.landscape is None:  # its directions, the last ones, are zero: left out, they cost nothing
-        context = context._replace(directions=context.directions[:, :-NUM_KRYLOV])
+    if prefix.landscape is None:  # its directions are zero: left out, they cost nothing
+        offered = {name: array for name, array in context.directions.items() if name not in KRYLOV}
+        context = context._replace(directions=offered)
     return _from_context(recipe, params, context, horizon_at(prefix, -1), horizon)
 
 
@@ -184,7 +185,7 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    surveyed = max(float(_any_landscape(part.context.directions)) for part in windows)
+    surveyed = max(float(part.context.run["has_curvature"].max()) for part in windows)
     params = Params(field, None, layouts, surveyed)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params
@@ -199,11 +200,6 @@ def _of_start(recipe):
     # A field starts the same whatever it is to learn and for how long; the other choices would only make it compile again.
     chosen = ("head", "widths", "batch_size", "share_now", "share_final")
     return Recipe(**{name: getattr(recipe, name) for name in chosen})
-
-
-@jax.jit
-def _any_landscape(directions):
-    return directions[..., -1].any()  # the last one is of the landscape
 
 
 # Looked at once: it would take longer to optimise than to run.

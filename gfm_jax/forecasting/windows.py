@@ -198,7 +198,7 @@ def _check_windows(windows, name):
 
 @jax.jit
 def _are_finite(distance, run):
-    return jnp.isfinite(distance).all(1) & jnp.isfinite(run).all(1)
+    return jnp.isfinite(jnp.column_stack([distance, *run.values()])).all(1)
 
 
 def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
@@ -236,9 +236,14 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
         raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
     dim = windows.layout.dim
     kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
-    by_coordinate = ("coordinate", "directions", "scale", "origin", "segment")
-    chosen = {name: getattr(windows.context, name)[:, kept] for name in by_coordinate}
-    return windows._replace(context=windows.context._replace(**chosen), weights=windows.weights[..., kept])
+    chosen = _of_weights(windows.context, lambda leaf: leaf[:, kept])
+    return windows._replace(context=chosen, weights=windows.weights[..., kept])
+
+
+def _of_weights(context, pick):
+    """The context of some weights: `pick` takes them out of every array that has a row for each."""
+    parts = ("coordinate", "directions", "scale", "origin", "segment")
+    return context._replace(**{part: jax.tree.map(pick, getattr(context, part)) for part in parts})
 
 
 def _evidence(records, last):
@@ -302,22 +307,15 @@ def draw_pairs(
     if adjacent:
         s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
 
-    every = windows.context
-    segment = every.segment[0, coordinate]
-    scale = every.scale[window, coordinate]
-    moment = functools.partial(windows.moment, run)
-    moved = lambda save: (windows.weights[run, save, coordinate] - every.origin[window, coordinate]) / scale
-    picked = Context(
-        coordinate=every.coordinate[window, coordinate],
-        tensor=every.tensor[window, segment],
-        run=every.run[window],
-        directions=every.directions[window, coordinate],
-        scale=scale,
-        origin=every.origin[window, coordinate],
-        segment=segment,
+    picked = _of_weights(windows.context, lambda leaf: leaf[window, coordinate])
+    picked = picked._replace(
+        tensor=jax.tree.map(lambda leaf: leaf[window, picked.segment], picked.tensor),
+        run=jax.tree.map(lambda leaf: leaf[window], picked.run),
     )
+    moment = functools.partial(windows.moment, run)
+    moved = lambda save: (windows.weights[run, save, coordinate] - picked.origin) / picked.scale
     distance = windows.distance[window, goal]
-    weight = jnp.minimum(scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
+    weight = jnp.minimum(picked.scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
     weight = jnp.where(distance > 0, weight, 0)  # a run that does not move has no error relative to its motion
     return Pairs(
         picked, moment(last), moment(s), moment(t), moment(t - 1), moved(s), moved(t), weight, (run, last, coordinate)
