@@ -7,10 +7,10 @@ from .forecasting import (
     gradient_flow_matching,
     horizon_at,
     horizon_at_step,
+    measure_curvature,
     observe,
     optimizer_flow,
     prefix_of,
-    survey,
 )
 from .optimizers import adams_bashforth, chebyshev, explicit_runge_kutta, heun, joint_runge_kutta, leapfrog, rk4
 from .pytrees import layout_of
@@ -67,6 +67,7 @@ __all__ = [
     "leapfrog",
     "linear_regression",
     "load_dataset",
+    "measure_curvature",
     "networks",
     "observe",
     "open_recording",
@@ -86,7 +87,6 @@ __all__ = [
     "solve",
     "solve_flow",
     "split",
-    "survey",
     "take",
     "weights",
     "with_slots",

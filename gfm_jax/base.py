@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = [
     "Context",
+    "Curvature",
     "Encoder",
     "Forecast",
     "Forecaster",
     "Generator",
     "Horizon",
     "Interpolant",
-    "Landscape",
     "Layout",
     "Network",
     "OptimizerField",
@@ -113,16 +113,16 @@ class Task(NamedTuple):
     evaluate: Callable[..., dict[str, Array]]
 
 
-class Landscape(NamedTuple):
-    """The training loss around one point, as `gfm_jax.forecasting.survey` finds it.
+class Curvature(NamedTuple):
+    """The training loss around one point, as `gfm_jax.forecasting.measure_curvature` finds it.
 
     Attributes:
-      known: 1; 0 stands for a landscape that nobody looked at, whose other fields are zero.
+      has_curvature: 1; 0 stands for a curvature that nobody measured, whose other fields are zero.
       loss, gradient: at the point.
       krylov: directions in which the quadratic model of the loss is known, each made by one more product with the Hessian.
     """
 
-    known: Float[Array, "*runs"]
+    has_curvature: Float[Array, "*runs"]
     loss: Float[Array, "*runs"]
     gradient: Float[Array, "*runs dim"]
     krylov: Float[Array, "*runs k dim"]
@@ -142,7 +142,7 @@ class Trajectory(NamedTuple):
       loss: the mean minibatch loss of the segment (at save 0 that of the first minibatch).
       finite: whether every saved weight is finite; a run that diverged is kept, and says so here.
       layout: which stretch of the vector is which tensor.
-      landscape: the training loss around the weights of the last save, which no recorder knows: see `forecasting.survey`.
+      curvature: of the training loss at the last save, which no recorder knows: see `forecasting.measure_curvature`.
     """
 
     step: Int[Array, "*runs saves"]
@@ -155,7 +155,7 @@ class Trajectory(NamedTuple):
     loss: Float[Array, "*runs saves"] | None = None
     finite: Bool[Array, "*runs"] | None = None
     layout: Layout | None = None
-    landscape: Landscape | None = None
+    curvature: Curvature | None = None
 
 
 # --- forecasts --------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from gfm_jax.forecasting import (
     draw_pairs,
     gradient_flow_matching,
     horizon_at,
+    measure_curvature,
     nowcast,
     observe,
     prefix_of,
-    survey,
 )
 from gfm_jax.runs import linear_regression, record_many, save_steps
 
@@ -270,7 +270,7 @@ def test_a_batch_is_forecast_run_by_run(name):
 def test_a_batch_is_no_run():
     """(wrong before 0.2)"""
     runs = small_runs()
-    for ask in (observe, lambda run: survey(run, jnp.sum)):
+    for ask in (observe, lambda run: measure_curvature(run, jnp.sum)):
         with pytest.raises(ValueError, match=r"run: expected one run \[saves, dim\], got \(6, 21, 39\)"):
             ask(runs)
     with pytest.raises(ValueError, match=r"runs\[0\]: expected a batch of runs"):

@@ -1,7 +1,7 @@
 """Where will this run end? Forecasters of the weights, from what was observed of a training run."""
 
 from gfm_jax.forecasting import baselines, gate, nowcast
-from gfm_jax.forecasting.curvature import landscape, survey
+from gfm_jax.forecasting.curvature import curvature_at, measure_curvature
 from gfm_jax.forecasting.displacement import (
     function_space_loss,
     laplace_nll,
@@ -32,6 +32,7 @@ __all__ = [
     "baselines",
     "check_forecast",
     "check_widths",
+    "curvature_at",
     "cut",
     "cut_all",
     "draw_pairs",
@@ -44,10 +45,10 @@ __all__ = [
     "horizon_at",
     "init_field",
     "is_forecastable",
-    "landscape",
     "laplace_nll",
     "line_weights",
     "log_of_loss",
+    "measure_curvature",
     "merge",
     "move",
     "nowcast",
@@ -59,6 +60,5 @@ __all__ = [
     "relative_squared_error",
     "save_at",
     "sound_runs",
-    "survey",
     "thin",
 ]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gfm_jax.base import Landscape, Trajectory
-from gfm_jax.forecasting.curvature import unknown_landscape
+from gfm_jax.base import Curvature, Trajectory
+from gfm_jax.forecasting.curvature import no_curvature
 
 __all__ = ["TINY", "Evidence", "Record", "bounded", "complete", "evidence", "log_of_loss"]
 
@@ -32,7 +32,7 @@ class Evidence(NamedTuple):
       average: mean over the last eighth of the prefix.
       optimizer, descent: the optimizer's own direction, and the negative gradient.
       second_moment: the running mean of squared gradients.
-      krylov: directions that the landscape of the loss opens.
+      krylov: directions that the curvature of the loss opens.
       run: features of the run, by name.
     """
 
@@ -52,7 +52,7 @@ class Evidence(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A run in one form, whatever was recorded of it; the slots, `gradient` and `landscape` at the last observed save only.
+    """A run in one form, whatever was recorded of it; the slots, `gradient` and `curvature` at the last observed save only.
 
     Attributes:
       square: mean squared gradient of every save.
@@ -70,7 +70,7 @@ class Record(NamedTuple):
     mu: Float[Array, "*runs dim"]
     nu: Float[Array, "*runs dim"]
     trace: Float[Array, "*runs dim"]
-    landscape: Landscape
+    curvature: Curvature
     has: dict[str, Float[Array, "*runs"]]
 
 
@@ -90,7 +90,7 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
         weights=run.weights,
         mean_weights=run.weights if run.mean_weights is None else run.mean_weights,
         gradient=zero if run.gradient is None else bounded(run.gradient[..., last, :]),
-        landscape=unknown_landscape(zero) if run.landscape is None else run.landscape,
+        curvature=no_curvature(zero) if run.curvature is None else run.curvature,
         has={name: np.full(run.step.shape[:-1], flag, np.float32) for name, flag in has.items()},
         **slots,
     )
@@ -139,7 +139,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         optimizer=-bounded(first_moment / jnp.where(run.has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
         second_moment=jnp.maximum(run.nu, 0),
-        krylov=run.landscape.krylov,
+        krylov=run.curvature.krylov,
         run=_of_run(run, time, progress, last),
     )
 
@@ -153,7 +153,7 @@ def _mean_since(origin, rows, taken):
 
 
 def _of_run(run, time, progress, last):
-    """The loss and the gradient and how they have lately changed, the learning rate against its mean, the landscape's, and
+    """The loss and the gradient and how they have lately changed, the learning rate against its mean, the curvature's, and
     what was recorded."""
     log_loss = log_of_loss(bounded(run.loss), 1e-6)
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
@@ -162,7 +162,7 @@ def _of_run(run, time, progress, last):
     before = {name: jnp.argmin(jnp.abs(progress - share)) for name, share in shares.items()}
     before |= {"second_last": jnp.maximum(last - 2, 0), "last": jnp.maximum(last - 1, 0)}
     loss, gradient = (_levels(x, progress, last) for x in (log_loss, log_square))
-    curvature = run.landscape
+    curvature = run.curvature
     features = {
         "loss": log_loss[last],
         **{f"loss_since_{name}": log_loss[last] - log_loss[save] for name, save in before.items()},
@@ -176,9 +176,9 @@ def _of_run(run, time, progress, last):
         "rate": jnp.minimum(
             rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY), MOST_STEPS
         ),
-        "curvature_loss": curvature.known * log_of_loss(bounded(curvature.loss), 1e-6),
-        "curvature_gradient": curvature.known * jnp.log(jnp.mean(bounded(curvature.gradient) ** 2) + TINY),
-        "has_curvature": curvature.known,
+        "curvature_loss": curvature.has_curvature * log_of_loss(bounded(curvature.loss), 1e-6),
+        "curvature_gradient": curvature.has_curvature * jnp.log(jnp.mean(bounded(curvature.gradient) ** 2) + TINY),
+        "has_curvature": curvature.has_curvature,
         **{f"has_{name}": flag for name, flag in run.has.items()},
     }
     return {name: jnp.asarray(feature, jnp.float32) for name, feature in features.items()}

@@ -28,12 +28,12 @@ __all__ = ["Params", "calibrate", "forecast_windows", "gradient_flow_matching"]
 
 
 class Params(NamedTuple):
-    """The field, the half width of its intervals, the layouts that it was fitted to, and whether their loss was surveyed."""
+    """The field, the half width of its intervals, the layouts that it was fitted to, and whether it saw curvature."""
 
     field: FieldParams
     half_width: HalfWidth | None
     layouts: tuple[Layout, ...]
-    surveyed: Float[Array, ""] | float
+    has_curvature: Float[Array, ""] | float
 
 
 def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster:
@@ -57,8 +57,8 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
       `fit(key, runs, losses=None, *, calibration=None, start=None, folder=None, mesh=None, progress=None)`, where
       `calibration` are runs held out to calibrate intervals (without them there are none), and `start` are parameters to
       go on from; and `forecast(params, prefix, horizon)`. With `losses`, on data that the runs were trained on, the field
-      also learns from their landscape, and forecasts best for a prefix that `forecasting.survey` looked around; the
-      objective in function space needs them. Runs for calibration are surveyed by the loss of the batch of their layout.
+      also learns from its curvature, and forecasts best for a prefix with that of `forecasting.measure_curvature`; the
+      objective in function space needs them. Runs for calibration are measured by the loss of the batch of their layout.
 
     Raises:
       ValueError: for an unknown objective, head or choice, numbers out of range, or without hidden layers; in `fit` where no
@@ -108,10 +108,10 @@ def _check_numbers(recipe):
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
-    if prefix.landscape is not None:  # what was fitted without must not see one
-        prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
+    if prefix.curvature is not None:  # what was fitted without must not see one
+        prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
     context = observe(prefix)
-    if prefix.landscape is None:  # its directions are zero: left out, they cost nothing
+    if prefix.curvature is None:  # its directions are zero: left out, they cost nothing
         offered = {name: array for name, array in context.directions.items() if name not in KRYLOV}
         context = context._replace(directions=offered)
     return _from_context(recipe, params, context, horizon_at(prefix, -1), horizon)
@@ -185,8 +185,8 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    surveyed = max(float(part.context.run["has_curvature"].max()) for part in windows)
-    params = Params(field, None, layouts, surveyed)
+    has_curvature = max(float(part.context.run["has_curvature"].max()) for part in windows)
+    params = Params(field, None, layouts, has_curvature)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params
     calibration = [calibration] if isinstance(calibration, Trajectory) else list(calibration)

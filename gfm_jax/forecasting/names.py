@@ -12,7 +12,7 @@ DIRECTIONS = (
     "average",  # towards the mean of the last eighth
     "optimizer",  # the optimizer's own direction
     "descent",  # against the gradient
-    *KRYLOV,  # down the quadratic model of the loss, where its landscape was surveyed
+    *KRYLOV,  # down the quadratic model of the loss, where its curvature was measured
 )
 POOLED = ("since_4_8", "since_6_8", "since_second_last")  # over the weights into and out of a unit
 OF_UNITS = tuple(

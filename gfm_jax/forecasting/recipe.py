@@ -46,8 +46,8 @@ class Recipe(NamedTuple):
     withheld: tuple[tuple[str, ...], ...] = (
         ("mu", "trace"),
         ("state",),
-        ("landscape",),
-        ("state", "gradient", "loss", "mean_weights", "landscape"),
+        ("curvature",),
+        ("state", "gradient", "loss", "mean_weights", "curvature"),
     )
     num_steps: int = 4000
     batch_size: int = 2048

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gfm_jax.base import Context, Horizon, Layout, Trajectory
 from gfm_jax.compiling import quick_jit
-from gfm_jax.forecasting.curvature import landscape, metric
+from gfm_jax.forecasting.curvature import curvature_at, metric
 from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
 from gfm_jax.forecasting.features import context
 from gfm_jax.forecasting.prefix import save_at
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")  # parts of a record
+OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "curvature")  # parts of a record
 MOST_WEIGHT = 1e6  # of a pair: errors are relative to how far the run moves, but for a thousandth of its scale
 
 
@@ -85,10 +85,10 @@ def cut(
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
-      withheld: sets of parts ("gradient", "loss", "landscape", ...) and slots ("mu", ...) of the record; for each of them
+      withheld: sets of parts ("gradient", "loss", "curvature", ...) and slots ("mu", ...) of the record; for each of them
         one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
-      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its landscape is surveyed at every cut.
+      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its curvature is measured at every cut.
       chunk: how many contexts are worked out side by side.
 
     Raises:
@@ -102,18 +102,18 @@ def cut(
         raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
     _check_cuts(runs, fractions, withheld)
     num_runs = runs.step.shape[0]
-    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
+    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, curvature=None))
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
     cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
-    saves, parts, surveyed = [last for last, _ in cuts], [], {}
+    saves, parts, measured = [last for last, _ in cuts], [], {}
     for last, names in cuts:
         known = hide(moving, names)
-        if loss is not None and "landscape" not in names:
-            place = (last, "nu" in (known.state or {}))  # a landscape depends on nothing else
-            if place not in surveyed:
+        if loss is not None and "curvature" not in names:
+            place = (last, "nu" in (known.state or {}))  # curvature depends on nothing else
+            if place not in measured:
                 weights = known.weights[:, last].astype(jnp.float32)
-                surveyed[place] = _landscapes(loss, weights, metric(known, last))
-            known = known._replace(landscape=surveyed[place])
+                measured[place] = _curvatures(loss, weights, metric(known, last))
+            known = known._replace(curvature=measured[place])
         seen, distance = _evidence(complete(known, last), last)
         parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
     contexts, distances = _concatenated(parts)
@@ -258,9 +258,9 @@ _evidence = quick_jit(_evidence, level=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _landscapes(loss, weights, metrics):
+def _curvatures(loss, weights, metrics):
     # One after the other: a convolution by many sets of weights at once is slower than as many convolutions.
-    return jax.lax.map(lambda at: landscape(loss, *at), (weights, metrics))
+    return jax.lax.map(lambda at: curvature_at(loss, *at), (weights, metrics))
 
 
 # Contexts are made once, and would take longer to optimise than to make.
