@@ -1,6 +1,6 @@
 """The grammar: the records that every floor of the house speaks, on one page.
 
-Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
+Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Features`, `Forecast`) cross `jit`, `vmap` and `scan`.
 Records of functions (`Interpolant`, `Network`, `Forecaster`, `Encoder`, `Generator`, `OptimizerField`) are closed over. A
 `Task` is both: its `data` cross, its functions are closed over.
 
@@ -17,9 +17,9 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = [
-    "Context",
     "Curvature",
     "Encoder",
+    "Features",
     "Forecast",
     "Forecaster",
     "Generator",
@@ -169,7 +169,7 @@ class Horizon(NamedTuple):
     learning_rate: Float[Array, "*batch"]
 
 
-class Context(NamedTuple):
+class Features(NamedTuple):
     """What an observed prefix says, by name: of every coordinate, of its tensor, of the run.
 
     Attributes:

@@ -110,12 +110,12 @@ def test_windows_measure_curvature_at_every_cut(prefix):
     windows = cut(runs, (0.5,), withheld=(("curvature",), ("state",)), loss=train_loss)
     expected = jax.vmap(lambda run: observe(measure_curvature(run, train_loss)))(prefix_of(runs, 10))
     close = {"rtol": 1e-3, "atol": 1e-3}
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.context), expected, **close)
-    blind = jax.tree.map(lambda leaf: leaf[6:12], windows.context)
-    chex.assert_trees_all_close(blind, cut(runs, (0.5,)).context, **close)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.features), expected, **close)
+    blind = jax.tree.map(lambda leaf: leaf[6:12], windows.features)
+    chex.assert_trees_all_close(blind, cut(runs, (0.5,)).features, **close)
     # without the second moment the directions are those of plain descent
     plain = jax.vmap(lambda run: observe(measure_curvature(run, train_loss)))(prefix_of(runs._replace(state=None), 10))
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.context), plain, **close)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.features), plain, **close)
     assert all(float(jnp.abs(plain.directions[name] - expected.directions[name]).max()) > 0.1 for name in KRYLOV)
 
 

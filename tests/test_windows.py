@@ -195,7 +195,7 @@ def test_windows_hold_what_they_say(key):
     np.testing.assert_allclose(pairs.t.step - pairs.before.step, 3.0)
     weights = np.asarray(runs.weights)
     displacement = weights[run, save_t, coordinate] - weights[run, last, coordinate]
-    np.testing.assert_allclose(pairs.x_t * pairs.context.scale, displacement, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pairs.x_t * pairs.features.scale, displacement, rtol=1e-4, atol=1e-6)
     # The weights make the mean over coordinates the relative squared error of a run: that of persistence is 1.
     assert abs(float(jnp.mean(pairs.weight * pairs.x_t**2)) - 1) < 0.15
 
@@ -220,12 +220,12 @@ def test_merge_keeps_runs_apart():
     together = merge(windows, [np.array([0, 5]), np.array([1])])
     assert together.run.tolist() == [0, 5, 7]
     np.testing.assert_array_equal(together.weights[7], windows[1].weights[1])
-    np.testing.assert_array_equal(together.context.scale[2], windows[1].context.scale[1])
+    np.testing.assert_array_equal(together.features.scale[2], windows[1].features.scale[1])
     every = np.arange(6)
     for order in (every, every[::-1]):
         together = merge(windows, [every, order])
         assert together.run.tolist() == [*every, *(6 + order)]
-        np.testing.assert_array_equal(together.context.scale[6:], windows[1].context.scale[order])
+        np.testing.assert_array_equal(together.features.scale[6:], windows[1].features.scale[order])
 
 
 def test_thin_windows_are_a_sample(key):
@@ -233,13 +233,13 @@ def test_thin_windows_are_a_sample(key):
     dim = windows.layout.dim
     sample = thin(windows, dim // 3)
     assert sample.weights.shape == (6, 21, dim // 3)
-    assert sample.context.directions["slope"].shape == (12, dim // 3)
+    assert sample.features.directions["slope"].shape == (12, dim // 3)
     # Which ones they are, their origins tell; all that is known of them belongs to them.
-    kept = [int(np.flatnonzero(windows.context.origin[0] == origin)[0]) for origin in sample.context.origin[0]]
+    kept = [int(np.flatnonzero(windows.features.origin[0] == origin)[0]) for origin in sample.features.origin[0]]
     assert len(set(kept)) == dim // 3
     for part in ("coordinate", "directions", "scale", "segment"):
-        expected = jax.tree.map(lambda leaf: leaf[:, np.array(kept)], getattr(windows.context, part))
-        chex.assert_trees_all_equal(getattr(sample.context, part), expected)
+        expected = jax.tree.map(lambda leaf: leaf[:, np.array(kept)], getattr(windows.features, part))
+        chex.assert_trees_all_equal(getattr(sample.features, part), expected)
     np.testing.assert_array_equal(sample.weights, windows.weights[..., np.array(kept)])
     # Samples of all sizes estimate the same relative error; that of persistence is 1.
     errors = []
@@ -293,10 +293,10 @@ def test_what_is_withheld_is_not_seen():
     windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
     assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [10] * 6
-    flags = np.stack([windows.context.run[f"has_{slot}"] for slot in ("mu", "nu", "trace")], axis=1)
+    flags = np.stack([windows.features.run[f"has_{slot}"] for slot in ("mu", "nu", "trace")], axis=1)
     np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
-    expected = cut(hidden, (0.5,)).context
+    expected = cut(hidden, (0.5,)).features
     for part in ("directions", "coordinate"):
-        found = jax.tree.map(lambda leaf: leaf[24:], getattr(windows.context, part))
+        found = jax.tree.map(lambda leaf: leaf[24:], getattr(windows.features, part))
         chex.assert_trees_all_close(found, getattr(expected, part), rtol=1e-5, atol=1e-5)

@@ -6,14 +6,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from gfm_jax.base import Context, Layout, Trajectory
+from gfm_jax.base import Features, Layout, Trajectory
 from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence
 from gfm_jax.forecasting.motion import grams, lengths, log_ratio, motion, recent_steps, since
 from gfm_jax.forecasting.names import KRYLOV, OF_UNITS, POOLED
 from gfm_jax.forecasting.validation import as_run, save_index
 from gfm_jax.pytrees import depths, output_axes, segment_ids
 
-__all__ = ["context", "line_weights", "observe"]
+__all__ = ["features_of", "line_weights", "observe"]
 
 STILL = 1e-5  # of its size: a clock that moves less over a stretch stands still to float32
 PACED = ("since_4_8", "since_7_8", "since_second_last")
@@ -49,15 +49,15 @@ def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"])
     return jnp.maximum(time, jnp.where(first > 0, first, 1))
 
 
-def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Context:
-    """The context of a run observed up to save `last`; nothing later is read.
+def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Features:
+    """The features of a run observed up to save `last`; nothing later is read.
 
     Args:
       run: a run with weights and layout; whatever else was recorded helps.
       last: index of the last observed save, at least 1, or negative from the end; by default the run's last.
 
     Returns:
-      Its context; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
+      Its features; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
       pace of its second half, its last eighth or its last two saves, whichever is the least. So a spike of the loss does
       not remain the measure of a run that has since come to rest.
 
@@ -77,7 +77,7 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
 
 
 def _observe_traced(run, last):
-    return context(evidence(complete(run, last), last), run.layout)
+    return features_of(evidence(complete(run, last), last), run.layout)
 
 
 _observe = jax.jit(
@@ -86,15 +86,15 @@ _observe = jax.jit(
 
 
 @jax.default_matmul_precision("highest")
-def context(seen: Evidence, layout: Layout) -> Context:
-    """The context that the evidence gives: directions, and features of every coordinate, tensor and run.
+def features_of(seen: Evidence, layout: Layout) -> Features:
+    """The features that the evidence gives: of every coordinate, tensor and run, and the directions.
 
     Args:
       seen: what was observed.
       layout: of its weights.
 
     Returns:
-      The context. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
+      The features. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
     """
     last = seen.seen.sum() - 1
     inside = lambda start: (seen.seen & (seen.progress >= start)).astype(jnp.float32)
@@ -143,7 +143,7 @@ def context(seen: Evidence, layout: Layout) -> Context:
         **dict(zip(OF_UNITS, of_units, strict=True)),
     }
     run = seen.run | {name: parts[-1] for name, parts in motions.items()}
-    return Context(coordinate, tensor, run, directions, of_weights(scale), seen.origin, segment)
+    return Features(coordinate, tensor, run, directions, of_weights(scale), seen.origin, segment)
 
 
 def _means(x, layout):

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Context, Horizon
+from gfm_jax.base import Features, Horizon
 from gfm_jax.forecasting.names import COORDINATE, DIRECTIONS, HORIZON, OUTPUTS, RUN, TENSOR
 
-__all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "features", "init_field", "mix", "move"]
+__all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "init_field", "inputs", "mix", "move"]
 
 BOUND = 8.0  # standardised features are cut off here: what was never seen in training must not run away
 
@@ -19,13 +19,13 @@ class Move(NamedTuple):
     """A move from one moment to another, as the field sees it, of any number of coordinates.
 
     Attributes:
-      context: of the coordinates; `tensor` and `run` either have a row for each of them (a sample of coordinates), or
+      features: of the coordinates; `tensor` and `run` either have a row for each of them (a sample of coordinates), or
         are those of one whole run.
       now, s, t: the last observed moment, and the two between which the field moves.
-      x_s: displacement at s since `now`, in units of the context's scale.
+      x_s: displacement at s since `now`, in units of the features' scale.
     """
 
-    context: Context
+    features: Features
     now: Horizon
     s: Horizon
     t: Horizon
@@ -79,18 +79,18 @@ class _DenseOfTwo(nn.Module):
         return of_weights(shared) + own @ kernel[num_shared:]
 
 
-def features(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
+def inputs(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
     """What a head may know: of the tensor, the run and the two moments, and, a "coordinate" head, of the weight too."""
-    context = step.context
-    shared = [context.tensor[name] for name in TENSOR] + [context.run[name] for name in RUN]
-    for until_s in (horizon_features(step.now, step.s), horizon_features(step.s, step.t)):
-        shared += [until_s[name] for name in HORIZON]
+    features = step.features
+    shared = [features.tensor[name] for name in TENSOR] + [features.run[name] for name in RUN]
+    for moment in (horizon_features(step.now, step.s), horizon_features(step.s, step.t)):
+        shared += [moment[name] for name in HORIZON]
     shared = _stacked(shared)
     if head == "tensor":
         return shared, jnp.zeros((*shared.shape[:-1], 0), shared.dtype)
     absent = jnp.zeros_like(step.x_s)
-    moved = [context.directions.get(name, absent) for name in DIRECTIONS]
-    own = [*map(jnp.arcsinh, moved), *(context.coordinate[name] for name in COORDINATE), jnp.arcsinh(step.x_s)]
+    moved = [features.directions.get(name, absent) for name in DIRECTIONS]
+    own = [*map(jnp.arcsinh, moved), *(features.coordinate[name] for name in COORDINATE), jnp.arcsinh(step.x_s)]
     return shared, _stacked(own)
 
 
@@ -124,28 +124,28 @@ def _ratio(a, b, most):
 def mix(
     coefficients: dict[str, Float[Array, "*parts"]], step: Move, of_weights: Callable = lambda x: x
 ) -> Float[Array, "*n"]:
-    r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the context's scale.
+    r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the features' scale.
 
     Args:
       coefficients: of the displacement at s, "x_s", and of the directions; others are not looked at.
-      step: the move; directions that its context lacks are as zero.
+      step: the move; directions that its features lack are as zero.
       of_weights: from one coefficient a tensor to that of every weight, direction by direction: coefficients of all weights
         at once would be as large as the directions themselves. By default each weight has coefficients of its own.
     """
-    sides = {"x_s": step.x_s, **step.context.directions}
+    sides = {"x_s": step.x_s, **step.features.directions}
     return sum(of_weights(coefficients[name]) * sides[name] for name in ("x_s", *DIRECTIONS) if name in sides)
 
 
 def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> tuple[Array, Array]:
-    """The field's move of every coordinate, and the logarithm of its expected error, in units of the context's scale.
+    """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale.
 
     A "coordinate" head has coefficients of its own for every weight, and a residual; a "tensor" head shares them over
     each tensor, so that its cost hardly grows with the network.
     """
-    context = step.context
-    whole_run = context.tensor["scale"].shape != context.scale.shape
-    of_weights = (lambda part: part[context.segment]) if whole_run else lambda part: part
-    shared, own = features(head, step)
+    features = step.features
+    whole_run = features.tensor["scale"].shape != features.scale.shape
+    of_weights = (lambda part: part[features.segment]) if whole_run else lambda part: part
+    shared, own = inputs(head, step)
     num_shared = shared.shape[-1]
     if num_shared + own.shape[-1] != len(params.shift):
         raise ValueError(
@@ -177,7 +177,7 @@ def _standardised(known, shift, spread):
 
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:
     """An untrained field, its features standardised by those of a sample of moves."""
-    shared, own = features(head, step)
+    shared, own = inputs(head, step)
     network = Coefficients(widths)
     known = jnp.concatenate([shared, own], axis=-1)
     spread = known.std(0)

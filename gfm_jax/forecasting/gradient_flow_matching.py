@@ -66,7 +66,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
         `forecasting.check_forecast`. In `fit` runs that are not sound are left out, with a warning that names them.
 
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description; the flow map and function-space
-    objectives, the context and the heads are this library's.
+    objectives, the features and the heads are this library's.
     """
     check_choices(Recipe, choices)
     recipe = _hashable(Recipe(objective, **choices))
@@ -110,20 +110,20 @@ def _check_numbers(recipe):
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
     if prefix.curvature is not None:  # what was fitted without must not see one
         prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
-    context = observe(prefix)
+    features = observe(prefix)
     if prefix.curvature is None:  # its directions are zero: left out, they cost nothing
-        offered = {name: array for name, array in context.directions.items() if name not in KRYLOV}
-        context = context._replace(directions=offered)
-    return _from_context(recipe, params, context, horizon_at(prefix, -1), horizon)
+        offered = {name: array for name, array in features.directions.items() if name not in KRYLOV}
+        features = features._replace(directions=offered)
+    return _from_features(recipe, params, features, horizon_at(prefix, -1), horizon)
 
 
-def _from_context(recipe, params, context, now, horizon) -> Forecast:
-    step = Move(context, now, now, horizon, jnp.zeros_like(context.scale))
+def _from_features(recipe, params, features, now, horizon) -> Forecast:
+    step = Move(features, now, now, horizon, jnp.zeros_like(features.scale))
     moved, log_error = run_displacement(recipe, params.field, step)
-    weights = context.origin + context.scale * moved
+    weights = features.origin + features.scale * moved
     if params.half_width is None:
         return Forecast(weights)
-    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * context.scale * jnp.exp(log_error)
+    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * features.scale * jnp.exp(log_error)
     return Forecast(weights, weights - margin, weights + margin)
 
 
@@ -139,11 +139,11 @@ def forecast_windows(recipe: Recipe, params: Params, windows: Windows, save: int
 @functools.partial(jax.jit, static_argnums=0)
 def _forecast_windows(recipe, params, windows, save):
     def one(window):
-        context, run, last = window
+        features, run, last = window
         now, then = (windows.moment(run, k) for k in (last, save))
-        return _from_context(recipe, params, context, now, then)
+        return _from_features(recipe, params, features, now, then)
 
-    return map_rows(one, (windows.context, windows.run, windows.last), batch_size=8)
+    return map_rows(one, (windows.features, windows.run, windows.last), batch_size=8)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    has_curvature = max(float(part.context.run["has_curvature"].max()) for part in windows)
+    has_curvature = max(float(part.features.run["has_curvature"].max()) for part in windows)
     params = Params(field, None, layouts, has_curvature)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params

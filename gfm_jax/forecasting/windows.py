@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gfm_jax.base import Context, Horizon, Layout, Trajectory
+from gfm_jax.base import Features, Horizon, Layout, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.forecasting.curvature import curvature_at, metric
 from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
-from gfm_jax.forecasting.features import context
+from gfm_jax.forecasting.features import features_of
 from gfm_jax.forecasting.prefix import save_at
 from gfm_jax.forecasting.validation import as_run, sound_runs
 
@@ -36,7 +36,7 @@ class Windows(NamedTuple):
     """Runs of one layout, each observed up to several saves.
 
     Attributes:
-      context: of each window, led by [windows].
+      features: of each window, led by [windows].
       run, last: the run of each window, and the index of its last observed save.
       clock: step, time and learning rate of every save of every run, [runs, saves].
       weights: of every save of every run, [runs, saves, dim].
@@ -44,7 +44,7 @@ class Windows(NamedTuple):
       layout: which stretch of the weights is which tensor; of all of them, also where the windows are `thin`.
     """
 
-    context: Context
+    features: Features
     run: Int[Array, " windows"]
     last: Int[Array, " windows"]
     clock: Horizon
@@ -61,7 +61,7 @@ class Pairs(NamedTuple):
     """Two moments s <= t of one coordinate beyond the last observed one, `now`, and `before`, that of the save before t;
     displacements in units of its scale."""
 
-    context: Context
+    features: Features
     now: Horizon
     s: Horizon
     t: Horizon
@@ -89,7 +89,7 @@ def cut(
         one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
       loss: `weights [dim] -> scalar`, on data that the runs were trained on; its curvature is measured at every cut.
-      chunk: how many contexts are worked out side by side.
+      chunk: of how many windows features are worked out side by side.
 
     Raises:
       ValueError: for a single run, a fraction that leaves fewer than two saves or none ahead, a part that does not exist, or
@@ -115,11 +115,11 @@ def cut(
                 measured[place] = _curvatures(loss, weights, metric(known, last))
             known = known._replace(curvature=measured[place])
         seen, distance = _evidence(complete(known, last), last)
-        parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
-    contexts, distances = _concatenated(parts)
+        parts.append((_features(seen, runs.layout, min(chunk, num_runs)), distance))
+    features, distances = _concatenated(parts)
     clock = (runs.step, runs.time, np.ones(runs.time.shape) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
-        context=contexts,
+        features=features,
         run=jnp.asarray(np.tile(np.arange(num_runs), len(saves))),
         last=jnp.asarray(np.repeat(saves, num_runs)),
         clock=Horizon(*(jnp.asarray(array, jnp.float32) for array in clock)),
@@ -187,7 +187,7 @@ def cut_all(
 
 
 def _check_windows(windows, name):
-    finite = np.asarray(_are_finite(windows.distance, windows.context.run))
+    finite = np.asarray(_are_finite(windows.distance, windows.features.run))
     if not finite.all():
         bad = sorted(set(np.asarray(windows.run)[~finite].tolist()))
         raise ValueError(
@@ -208,7 +208,7 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
       windows: the parts.
       kept: for each part, the indices of the windows to keep.
     """
-    by_window = ("context", "run", "last", "distance")
+    by_window = ("features", "run", "last", "distance")
     starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
     parts = []
     for part, rows, start in zip(windows, kept, starts, strict=True):
@@ -236,14 +236,14 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
         raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
     dim = windows.layout.dim
     kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
-    chosen = _of_weights(windows.context, lambda leaf: leaf[:, kept])
-    return windows._replace(context=chosen, weights=windows.weights[..., kept])
+    chosen = _of_weights(windows.features, lambda leaf: leaf[:, kept])
+    return windows._replace(features=chosen, weights=windows.weights[..., kept])
 
 
-def _of_weights(context, pick):
-    """The context of some weights: `pick` takes them out of every array that has a row for each."""
+def _of_weights(features, pick):
+    """The features of some weights: `pick` takes them out of every array that has a row for each."""
     parts = ("coordinate", "directions", "scale", "origin", "segment")
-    return context._replace(**{part: jax.tree.map(pick, getattr(context, part)) for part in parts})
+    return features._replace(**{part: jax.tree.map(pick, getattr(features, part)) for part in parts})
 
 
 def _evidence(records, last):
@@ -263,12 +263,12 @@ def _curvatures(loss, weights, metrics):
     return jax.lax.map(lambda at: curvature_at(loss, *at), (weights, metrics))
 
 
-# Contexts are made once, and would take longer to optimise than to make.
-def _context(seen, layout, chunk):
-    return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
+# Features are made once, and would take longer to optimise than to make.
+def _features(seen, layout, chunk):
+    return jax.lax.map(lambda one: features_of(one, layout), seen, batch_size=chunk)
 
 
-_context = quick_jit(_context, static_argnums=(1, 2), level=1)
+_features = quick_jit(_features, static_argnums=(1, 2), level=1)
 
 
 @jax.jit
@@ -307,7 +307,7 @@ def draw_pairs(
     if adjacent:
         s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
 
-    picked = _of_weights(windows.context, lambda leaf: leaf[window, coordinate])
+    picked = _of_weights(windows.features, lambda leaf: leaf[window, coordinate])
     picked = picked._replace(
         tensor=jax.tree.map(lambda leaf: leaf[window, picked.segment], picked.tensor),
         run=jax.tree.map(lambda leaf: leaf[window], picked.run),
