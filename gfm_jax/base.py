@@ -172,6 +172,8 @@ class Horizon(NamedTuple):
 class Features(NamedTuple):
     """What an observed prefix says, by name: of every coordinate, of its tensor, of the run.
 
+    What a network reads, and windows of many runs, are stacked: arrays in the order of `gfm_jax.forecasting.names`.
+
     Attributes:
       coordinate: features of each coordinate, free of units.
       tensor: features of each tensor.
@@ -182,10 +184,10 @@ class Features(NamedTuple):
       segment: index of the tensor to which each coordinate belongs.
     """
 
-    coordinate: dict[str, Float[Array, "*runs dim"]]
-    tensor: dict[str, Float[Array, "*runs tensors"]]
-    run: dict[str, Float[Array, "*runs"]]
-    directions: dict[str, Float[Array, "*runs dim"]]
+    coordinate: dict[str, Float[Array, "*runs dim"]] | Float[Array, "*runs dim features"]
+    tensor: dict[str, Float[Array, "*runs tensors"]] | Float[Array, "*runs tensors features"]
+    run: dict[str, Float[Array, "*runs"]] | Float[Array, "*runs features"]
+    directions: dict[str, Float[Array, "*runs dim"]] | Float[Array, "*runs dim directions"]
     scale: Float[Array, "*runs dim"]
     origin: Float[Array, "*runs dim"]
     segment: Int[Array, "*runs dim"]

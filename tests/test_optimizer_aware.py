@@ -7,6 +7,7 @@ import pytest
 from runs import jittered, small_runs
 
 from gfm_jax.forecasting import Move, horizon_at, init_field, move, observe, prefix_of
+from gfm_jax.forecasting.names import stacked
 
 WIDTHS = (16, 8)
 
@@ -15,7 +16,7 @@ WIDTHS = (16, 8)
 def step():
     """A move of a whole run, from a displacement that is not zero."""
     run = jax.tree.map(lambda leaf: leaf[0], small_runs()._replace(layout=None))._replace(layout=small_runs().layout)
-    features, now = observe(prefix_of(run, 10)), horizon_at(run, 10)
+    features, now = stacked(observe(prefix_of(run, 10))), horizon_at(run, 10)
     x_s = jnp.sin(jnp.arange(features.scale.shape[0], dtype=jnp.float32))
     return Move(features, now, horizon_at(run, 14), horizon_at(run, -1), x_s)
 
@@ -24,8 +25,8 @@ def of_every_weight(step):
     """The same move, its features written out for every weight, as a sample of coordinates has them."""
     num = step.x_s.shape[0]
     spread = lambda leaf: jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
-    tensor = jax.tree.map(lambda leaf: leaf[step.features.segment], step.features.tensor)
-    features = step.features._replace(tensor=tensor, run=jax.tree.map(spread, step.features.run))
+    features = step.features
+    features = features._replace(tensor=features.tensor[features.segment], run=spread(features.run))
     return Move(features, *(jax.tree.map(spread, moment) for moment in step[1:4]), step.x_s)
 
 

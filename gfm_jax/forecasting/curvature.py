@@ -62,7 +62,11 @@ def metric(run: Trajectory, last: int | Array = -1) -> Float[Array, "*runs dim"]
 
 
 def measure_curvature(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
-    """The run, with what the loss looks like around its last weights: more to forecast by.
+    r"""The run, with the gradient of the loss and four Krylov directions at its last weights: more to forecast by.
+
+    Use it on a prefix where the training loss is at hand, for a field that was fitted with `losses`.
+
+    .. math:: \mathcal K = \mathrm{span} \{ P g, \; P H P g, \; (P H)^2 P g, \; (P H)^3 P g \}, \qquad P = \texttt{metric(run)}
 
     Args:
       run: one run, up to its last observed save, with weights.
@@ -74,6 +78,10 @@ def measure_curvature(run: Trajectory, loss: Callable[[Array], Array]) -> Trajec
 
     Raises:
       ValueError: for a run without weights, a batch of runs, or a loss that is no scalar.
+
+    >>> run = Trajectory(step=jnp.arange(3), time=0.1 * jnp.arange(3), weights=jnp.ones((3, 2)))
+    >>> measure_curvature(run, lambda w: jnp.sum(w**2)).curvature.gradient
+    Array([2., 2.], dtype=float32)
     """
     run = as_run(run)
     if run.weights.ndim != 2:

@@ -157,7 +157,8 @@ def _of_run(run, time, progress, last):
     what was recorded."""
     log_loss = log_of_loss(bounded(run.loss), 1e-6)
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
-    rate = run.rate.astype(jnp.float32)
+    rate = run.rate[last].astype(jnp.float32) * run.step[last].astype(jnp.float32)
+    highest = jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max()
     shares = {"2_8": 1 / 4, "4_8": 1 / 2, "6_8": 3 / 4, "7_8": 7 / 8}
     before = {name: jnp.argmin(jnp.abs(progress - share)) for name, share in shares.items()}
     before |= {"second_last": jnp.maximum(last - 2, 0), "last": jnp.maximum(last - 1, 0)}
@@ -169,13 +170,10 @@ def _of_run(run, time, progress, last):
         "loss_lowest": jnp.where(progress <= 1, log_loss, log_loss[last]).min() - log_loss[last],
         "loss_level": loss["last_eighth"],
         **_changes("loss", loss),
-        "loss_peak": jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max()
-        - loss["last_eighth"],
+        "loss_peak": highest - loss["last_eighth"],
         **_changes("gradient", gradient),
         "gradient_to_last": log_square[last] - gradient["last_eighth"],
-        "rate": jnp.minimum(
-            rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY), MOST_STEPS
-        ),
+        "rate": jnp.minimum(rate / jnp.maximum(time[last], TINY), MOST_STEPS),
         "curvature_loss": curvature.has_curvature * log_of_loss(bounded(curvature.loss), 1e-6),
         "curvature_gradient": curvature.has_curvature * jnp.log(jnp.mean(bounded(curvature.gradient) ** 2) + TINY),
         "has_curvature": curvature.has_curvature,

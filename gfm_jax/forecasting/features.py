@@ -50,7 +50,11 @@ def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"])
 
 
 def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Features:
-    """The features of a run observed up to save `last`; nothing later is read.
+    r"""The features of a run observed up to save `last`, by name; nothing later is read.
+
+    Use it to look at what a forecast goes by; forecasters call it themselves. The directions from the saves are linear in them,
+
+    .. math:: d_k = \sum_j A_{kj} (w_{j+1} - w_j) / \text{scale}
 
     Args:
       run: a run with weights and layout; whatever else was recorded helps.
@@ -63,6 +67,12 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Featur
 
     Raises:
       ValueError: for fewer than two saves, a batch of runs, an index that is out of range, or without weights or layout.
+
+    >>> weights = jnp.arange(9.0)[:, None] * jnp.ones(2)
+    >>> layout = Layout(("bias",), ((2,),))
+    >>> seen = observe(Trajectory(step=jnp.arange(9), time=0.1 * jnp.arange(9), weights=weights, layout=layout))
+    >>> seen.directions["since_4_8"] * seen.scale
+    Array([4., 4.], dtype=float32)
     """
     if run.weights is None or run.layout is None:
         raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
@@ -136,6 +146,7 @@ def features_of(seen: Evidence, layout: Layout) -> Features:
         "size": jnp.log(jnp.maximum(jnp.asarray(layout.sizes, jnp.float32), 1)),
     }
     coordinate = {
+        **{f"arcsinh_{name}": jnp.arcsinh(direction) for name, direction in directions.items()},
         "last_weight": seen.origin / weight,
         "first_weight": seen.first / weight,
         "noise": relative(noise),

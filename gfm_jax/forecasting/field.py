@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Features, Horizon
-from gfm_jax.forecasting.names import COORDINATE, DIRECTIONS, HORIZON, OUTPUTS, RUN, TENSOR
+from gfm_jax.forecasting.names import DIRECTIONS, HORIZON, OUTPUTS, named, stack
 
 __all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "init_field", "inputs", "mix", "move"]
 
@@ -19,8 +19,8 @@ class Move(NamedTuple):
     """A move from one moment to another, as the field sees it, of any number of coordinates.
 
     Attributes:
-      features: of the coordinates; `tensor` and `run` either have a row for each of them (a sample of coordinates), or
-        are those of one whole run.
+      features: of the coordinates, `stacked`; `tensor` and `run` either have a row for each of them (a sample of
+        coordinates), or are those of one whole run.
       now, s, t: the last observed moment, and the two between which the field moves.
       x_s: displacement at s since `now`, in units of the features' scale.
     """
@@ -62,7 +62,7 @@ class Coefficients(nn.Module):
         for i, width in enumerate(rest, 1):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
         x = nn.Dense(len(OUTPUTS), kernel_init=nn.initializers.zeros, name="output")(x)
-        return dict(zip(OUTPUTS, jnp.unstack(x, axis=-1), strict=True))
+        return named(x, OUTPUTS)
 
 
 class _DenseOfTwo(nn.Module):
@@ -81,22 +81,13 @@ class _DenseOfTwo(nn.Module):
 
 def inputs(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
     """What a head may know: of the tensor, the run and the two moments, and, a "coordinate" head, of the weight too."""
-    features = step.features
-    shared = [features.tensor[name] for name in TENSOR] + [features.run[name] for name in RUN]
-    for moment in (horizon_features(step.now, step.s), horizon_features(step.s, step.t)):
-        shared += [moment[name] for name in HORIZON]
-    shared = _stacked(shared)
+    features, num = step.features, step.features.tensor.shape[:-1]
+    moments = (horizon_features(step.now, step.s), horizon_features(step.s, step.t))
+    shared = [features.tensor, features.run, *(stack(moment, HORIZON) for moment in moments)]
+    shared = jnp.concatenate([jnp.broadcast_to(part, (*num, part.shape[-1])) for part in shared], axis=-1)
     if head == "tensor":
-        return shared, jnp.zeros((*shared.shape[:-1], 0), shared.dtype)
-    absent = jnp.zeros_like(step.x_s)
-    moved = [features.directions.get(name, absent) for name in DIRECTIONS]
-    own = [*map(jnp.arcsinh, moved), *(features.coordinate[name] for name in COORDINATE), jnp.arcsinh(step.x_s)]
-    return shared, _stacked(own)
-
-
-def _stacked(features):
-    """What the network reads, [*n, features]. In memory every feature stays one stretch."""
-    return jnp.moveaxis(jnp.stack(jnp.broadcast_arrays(*features)), 0, -1)
+        return shared, jnp.zeros((*num, 0), shared.dtype)
+    return shared, jnp.concatenate([features.coordinate, jnp.arcsinh(step.x_s)[..., None]], axis=-1)
 
 
 def horizon_features(now: Horizon, then: Horizon) -> dict[str, Float[Array, "*n"]]:
@@ -143,7 +134,7 @@ def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> t
     each tensor, so that its cost hardly grows with the network.
     """
     features = step.features
-    whole_run = features.tensor["scale"].shape != features.scale.shape
+    whole_run = features.tensor.shape[:-1] != features.scale.shape
     of_weights = (lambda part: part[features.segment]) if whole_run else lambda part: part
     shared, own = inputs(head, step)
     num_shared = shared.shape[-1]
@@ -170,15 +161,14 @@ def check_widths(widths: Sequence[int], params: FieldParams) -> None:
         raise ValueError(f"params: expected a field of widths {tuple(widths)}, got one that was fitted with {found}")
 
 
-def _standardised(known, shift, spread):
-    lead = (None,) * (known.ndim - 1)
-    return jnp.clip((known - shift[lead]) / spread[lead], -BOUND, BOUND)
+def _standardised(features, shift, spread):
+    lead = (None,) * (features.ndim - 1)
+    return jnp.clip((features - shift[lead]) / spread[lead], -BOUND, BOUND)
 
 
 def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:
     """An untrained field, its features standardised by those of a sample of moves."""
     shared, own = inputs(head, step)
-    network = Coefficients(widths)
-    known = jnp.concatenate([shared, own], axis=-1)
-    spread = known.std(0)
-    return FieldParams(network.init(key, shared[:1], own[:1]), known.mean(0), jnp.where(spread > 1e-3, spread, 1.0))
+    features, network = jnp.concatenate([shared, own], axis=-1), Coefficients(widths)
+    spread = features.std(0)
+    return FieldParams(network.init(key, shared[:1], own[:1]), features.mean(0), jnp.where(spread > 1e-3, spread, 1.0))

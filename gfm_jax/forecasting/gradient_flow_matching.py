@@ -17,7 +17,7 @@ from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.field import FieldParams, Move, check_widths, init_field
 from gfm_jax.forecasting.forecaster import forecaster_of
 from gfm_jax.forecasting.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
-from gfm_jax.forecasting.names import KRYLOV
+from gfm_jax.forecasting.names import DIRECTIONS, KRYLOV, RUN, named, stacked
 from gfm_jax.forecasting.objectives import draw_moves, function_space, weight_space
 from gfm_jax.forecasting.prefix import horizon_at
 from gfm_jax.forecasting.recipe import OBJECTIVES, Recipe, run_displacement
@@ -110,7 +110,7 @@ def _check_numbers(recipe):
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
     if prefix.curvature is not None:  # what was fitted without must not see one
         prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
-    features = observe(prefix)
+    features = stacked(observe(prefix))
     if prefix.curvature is None:  # its directions are zero: left out, they cost nothing
         offered = {name: array for name, array in features.directions.items() if name not in KRYLOV}
         features = features._replace(directions=offered)
@@ -140,6 +140,7 @@ def forecast_windows(recipe: Recipe, params: Params, windows: Windows, save: int
 def _forecast_windows(recipe, params, windows, save):
     def one(window):
         features, run, last = window
+        features = features._replace(directions=named(features.directions, DIRECTIONS))
         now, then = (windows.moment(run, k) for k in (last, save))
         return _from_features(recipe, params, features, now, then)
 
@@ -185,7 +186,7 @@ def _fit(
         field = minimise(
             key_function, loss, field, windows, sample, optimizer, recipe.function_steps, folder=in_folder, **options
         ).params
-    has_curvature = max(float(part.features.run["has_curvature"].max()) for part in windows)
+    has_curvature = max(float(named(part.features.run, RUN)["has_curvature"].max()) for part in windows)
     params = Params(field, None, layouts, has_curvature)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params

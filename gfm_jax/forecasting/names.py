@@ -1,6 +1,16 @@
 """The features of a prefix by name, in the order in which a network reads them."""
 
-__all__ = ["COORDINATE", "DIRECTIONS", "HORIZON", "KRYLOV", "MOTION", "OF_UNITS", "OUTPUTS", "POOLED", "RUN", "TENSOR"]
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gfm_jax.base import Features
+
+__all__ = [
+    "COORDINATE", "DIRECTIONS", "HORIZON", "KRYLOV", "MOTION", "OF_UNITS", "OUTPUTS", "POOLED", "RUN", "TENSOR",
+    "named", "stack", "stacked",
+]  # fmt: skip
 
 KRYLOV = tuple(f"krylov_{k}" for k in range(4))
 DIRECTIONS = (
@@ -20,7 +30,11 @@ OF_UNITS = tuple(
     for mean in ("rms_into_unit", "mean_into_unit", "rms_out_of_unit", "mean_out_of_unit")
     for name in POOLED
 )
-COORDINATE = ("last_weight", "first_weight", "noise", "second_moment", *OF_UNITS)
+COORDINATE = (
+    *(f"arcsinh_{name}" for name in DIRECTIONS),
+    *("last_weight", "first_weight", "noise", "second_moment"),
+    *OF_UNITS,
+)
 MOTION = (
     "length_2_to_1", "length_3_to_2", "length_4_to_3",  # of quarters of the prefix
     "turn_quarters", "turn_halves", "turn_steps", "turn_optimizer", "turn_descent",  # cosines
@@ -38,3 +52,30 @@ RUN = (
 )  # fmt: skip
 HORIZON = ("log_steps", "log_time", "time", "rate", "mean_rate")
 OUTPUTS = ("x_s", *DIRECTIONS, "residual", "log_error")
+
+
+def stack(features: dict[str, Float[Array, "*n"]], names: Sequence[str]) -> Float[Array, "*n k"]:
+    """Named arrays as one array, in the order of the names; `named` is the inverse.
+
+    >>> stack({"slope": jnp.ones(3), "average": jnp.zeros(3)}, ("average", "slope"))[0]
+    Array([0., 1.], dtype=float32)
+    """
+    return jnp.moveaxis(jnp.stack([features[name] for name in names]), 0, -1)
+
+
+def named(array: Float[Array, "*n k"], names: Sequence[str]) -> dict[str, Float[Array, "*n"]]:
+    """The parts of a stacked array by their names; `stack` is the inverse.
+
+    >>> named(jnp.array([[0.0, 1.0], [2.0, 3.0]]), ("average", "slope"))["slope"]
+    Array([1., 3.], dtype=float32)
+    """
+    return dict(zip(names, jnp.unstack(array, axis=-1), strict=True))
+
+
+def stacked(features: Features) -> Features:
+    """Features as a network reads them: one array of every coordinate, of every tensor, and of the run.
+
+    Directions keep their names: a move is a sum over them, and a stack would write all of them once more.
+    """
+    parts = {"coordinate": COORDINATE, "tensor": TENSOR, "run": RUN}
+    return features._replace(**{part: stack(getattr(features, part), names) for part, names in parts.items()})

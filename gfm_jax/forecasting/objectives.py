@@ -13,6 +13,7 @@ from gfm_jax.base import Features, Horizon
 from gfm_jax.flows import flow_matching_loss, interpolate, lagrangian, linear
 from gfm_jax.forecasting.displacement import function_space_loss, laplace_nll, relative_huber
 from gfm_jax.forecasting.field import FieldParams, Move, move
+from gfm_jax.forecasting.names import DIRECTIONS, named
 from gfm_jax.forecasting.recipe import Recipe, clock, displacement, log_time, run_displacement, solved_displacement
 from gfm_jax.forecasting.windows import Windows, draw_pairs, draw_windows
 
@@ -203,5 +204,6 @@ def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tu
     window, ahead = draw_windows(key, windows, num, share_final)
     run, last = windows.run[window], windows.last[window]
     features: Features = jax.tree.map(lambda leaf: leaf[window], windows.features)
+    features = features._replace(directions=named(features.directions, DIRECTIONS))
     now, t = (windows.moment(run, save) for save in (last, ahead))
     return Move(features, now, now, t, jnp.zeros_like(features.scale)), windows.weights[run, ahead]

@@ -288,9 +288,7 @@ def _check_curvature(prefix, dim):
     if prefix.curvature is None:
         return
     if not isinstance(prefix.curvature, Curvature) or np.shape(prefix.curvature.gradient)[-1:] != (dim,):
-        raise ValueError(
-            "prefix.curvature: expected that of the same weights, as forecasting.measure_curvature finds it"
-        )
+        raise ValueError("prefix.curvature: expected that of the same weights, as gfm_jax.measure_curvature finds it")
 
 
 # --- a fit leaves out -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from gfm_jax.compiling import quick_jit
 from gfm_jax.forecasting.curvature import curvature_at, metric
 from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
 from gfm_jax.forecasting.features import features_of
+from gfm_jax.forecasting.names import DIRECTIONS, named, stack, stacked
 from gfm_jax.forecasting.prefix import save_at
 from gfm_jax.forecasting.validation import as_run, sound_runs
 
@@ -36,7 +37,7 @@ class Windows(NamedTuple):
     """Runs of one layout, each observed up to several saves.
 
     Attributes:
-      features: of each window, led by [windows].
+      features: of each window, stacked, directions too, and led by [windows].
       run, last: the run of each window, and the index of its last observed save.
       clock: step, time and learning rate of every save of every run, [runs, saves].
       weights: of every save of every run, [runs, saves, dim].
@@ -96,6 +97,11 @@ def cut(
         runs of which one save is another fraction.
 
     Values are not looked at: a run that diverged makes windows that are not finite. `sound_runs` leaves such runs out.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> cut(runs, (0.25, 0.5)).last
+    Array([2, 2, 4, 4], dtype=int32)
     """
     runs = as_run(runs, "runs")
     if runs.weights.ndim != 3 or runs.layout is None:
@@ -198,7 +204,7 @@ def _check_windows(windows, name):
 
 @jax.jit
 def _are_finite(distance, run):
-    return jnp.isfinite(jnp.column_stack([distance, *run.values()])).all(1)
+    return jnp.isfinite(distance).all(1) & jnp.isfinite(run).all(1)
 
 
 def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
@@ -243,7 +249,7 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
 def _of_weights(features, pick):
     """The features of some weights: `pick` takes them out of every array that has a row for each."""
     parts = ("coordinate", "directions", "scale", "origin", "segment")
-    return features._replace(**{part: jax.tree.map(pick, getattr(features, part)) for part in parts})
+    return features._replace(**{part: pick(getattr(features, part)) for part in parts})
 
 
 def _evidence(records, last):
@@ -265,7 +271,11 @@ def _curvatures(loss, weights, metrics):
 
 # Features are made once, and would take longer to optimise than to make.
 def _features(seen, layout, chunk):
-    return jax.lax.map(lambda one: features_of(one, layout), seen, batch_size=chunk)
+    def of_one(seen):
+        features = stacked(features_of(seen, layout))
+        return features._replace(directions=stack(features.directions, DIRECTIONS))
+
+    return jax.lax.map(of_one, seen, batch_size=chunk)
 
 
 _features = quick_jit(_features, static_argnums=(1, 2), level=1)
@@ -309,8 +319,9 @@ def draw_pairs(
 
     picked = _of_weights(windows.features, lambda leaf: leaf[window, coordinate])
     picked = picked._replace(
-        tensor=jax.tree.map(lambda leaf: leaf[window, picked.segment], picked.tensor),
-        run=jax.tree.map(lambda leaf: leaf[window], picked.run),
+        tensor=picked.tensor[window, picked.segment],
+        run=picked.run[window],
+        directions=named(picked.directions, DIRECTIONS),
     )
     moment = functools.partial(windows.moment, run)
     moved = lambda save: (windows.weights[run, save, coordinate] - picked.origin) / picked.scale
