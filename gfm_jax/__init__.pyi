@@ -8,10 +8,10 @@ from .forecasting import (
     gradient_flow_matching,
     horizon_at,
     horizon_at_step,
+    measure_curvature,
     observe,
     optimizer_flow,
     prefix_of,
-    survey,
 )
 from .optimizers import adams_bashforth, chebyshev, explicit_runge_kutta, heun, joint_runge_kutta, leapfrog, rk4
 from .pytrees import layout_of
@@ -75,6 +75,7 @@ __all__ = [
     "linear_regression",
     "load",
     "load_dataset",
+    "measure_curvature",
     "networks",
     "observe",
     "open_recording",
@@ -95,7 +96,6 @@ __all__ = [
     "solve",
     "solve_flow",
     "split",
-    "survey",
     "take",
     "weights",
     "with_slots",

@@ -1,6 +1,6 @@
 """The grammar: the records that every floor of the house speaks, on one page.
 
-Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Context`, `Forecast`) cross `jit`, `vmap` and `scan`.
+Records of arrays (`PathSample`, `Trajectory`, `Horizon`, `Features`, `Forecast`) cross `jit`, `vmap` and `scan`.
 Records of functions (`Learner`, `Flow`, `Codec`, `Generator`, `Forecaster`, `Network`, `OptimizerField`) are closed over. A
 `Task` is both: its `data` cross, its functions are closed over.
 
@@ -20,15 +20,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 __all__ = [
     "Codec",
     "Config",
-    "Context",
+    "Curvature",
     "Defaults",
+    "Features",
     "Flow",
     "Forecast",
     "Forecaster",
     "Generator",
     "Horizon",
     "Interpolant",
-    "Landscape",
     "Layout",
     "Learner",
     "Network",
@@ -227,16 +227,16 @@ class Task(NamedTuple):
     evaluate: Callable[..., dict[str, Array]]
 
 
-class Landscape(NamedTuple):
-    """The training loss around one point, as `gfm_jax.forecasting.survey` finds it.
+class Curvature(NamedTuple):
+    """The training loss around one point, as `gfm_jax.forecasting.measure_curvature` finds it.
 
     Attributes:
-      known: 1; 0 stands for a landscape that nobody looked at, whose other fields are zero.
+      has_curvature: 1; 0 stands for a curvature that nobody measured, whose other fields are zero.
       loss, gradient: at the point.
       krylov: directions in which the quadratic model of the loss is known, each made by one more product with the Hessian.
     """
 
-    known: Float[Array, "*runs"]
+    has_curvature: Float[Array, "*runs"]
     loss: Float[Array, "*runs"]
     gradient: Float[Array, "*runs dim"]
     krylov: Float[Array, "*runs k dim"]
@@ -256,7 +256,7 @@ class Trajectory(NamedTuple):
       loss: the mean minibatch loss of the segment (at save 0 that of the first minibatch).
       finite: whether every saved weight is finite; a run that diverged is kept, and says so here.
       layout: which stretch of the vector is which tensor.
-      landscape: the training loss around the weights of the last save, which no recorder knows: see `forecasting.survey`.
+      curvature: of the training loss at the last save, which no recorder knows: see `forecasting.measure_curvature`.
     """
 
     step: Int[Array, "*runs saves"]
@@ -269,7 +269,7 @@ class Trajectory(NamedTuple):
     loss: Float[Array, "*runs saves"] | None = None
     finite: Bool[Array, "*runs"] | None = None
     layout: Layout | None = None
-    landscape: Landscape | None = None
+    curvature: Curvature | None = None
 
 
 # --- forecasts --------------------------------------------------------------------------------------------------------
@@ -283,8 +283,10 @@ class Horizon(NamedTuple):
     learning_rate: Float[Array, "*batch"]
 
 
-class Context(NamedTuple):
-    """What an observed prefix says: of every coordinate, of its tensor, of the run.
+class Features(NamedTuple):
+    """What an observed prefix says, by name: of every coordinate, of its tensor, of the run.
+
+    What a network reads, and windows of many runs, are stacked: arrays in the order of `gfm_jax.forecasting.names`.
 
     Attributes:
       coordinate: features of each coordinate, free of units.
@@ -296,10 +298,10 @@ class Context(NamedTuple):
       segment: index of the tensor to which each coordinate belongs.
     """
 
-    coordinate: Float[Array, "*runs dim coordinate_features"]
-    tensor: Float[Array, "*runs tensors tensor_features"]
-    run: Float[Array, "*runs run_features"]
-    directions: Float[Array, "*runs dim directions"]
+    coordinate: dict[str, Float[Array, "*runs dim"]] | Float[Array, "*runs dim features"]
+    tensor: dict[str, Float[Array, "*runs tensors"]] | Float[Array, "*runs tensors features"]
+    run: dict[str, Float[Array, "*runs"]] | Float[Array, "*runs features"]
+    directions: dict[str, Float[Array, "*runs dim"]] | Float[Array, "*runs dim directions"]
     scale: Float[Array, "*runs dim"]
     origin: Float[Array, "*runs dim"]
     segment: Int[Array, "*runs dim"]

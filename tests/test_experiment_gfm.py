@@ -82,7 +82,7 @@ def test_lessons_of_some_coordinates_are_a_part_of_all():
     chex.assert_trees_all_equal(part, thin(windows, 50))
     assert len(part.run) == len(windows.run) == 3 * len(whole.run)  # of 6 runs 2
     of_two = (np.arange(0, len(windows.run), 6)[:, None] + np.arange(2)).ravel()
-    np.testing.assert_allclose(whole.context.origin, np.asarray(windows.context.origin)[of_two])
+    np.testing.assert_allclose(whole.features.origin, np.asarray(windows.features.origin)[of_two])
     assert some.dropped == every.dropped == 0
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,10 @@ from gfm_jax.forecasting import (
     draw_pairs,
     gradient_flow_matching,
     horizon_at,
+    measure_curvature,
     nowcast,
     observe,
     prefix_of,
-    survey,
 )
 from gfm_jax.runs import linear_regression, record_many, save_steps
 
@@ -104,7 +105,7 @@ def test_few_and_log_spaced_saves_are_enough(steps):
     assert np.isfinite(end).all()
     # Where the last gap is more than half of the prefix, noise is that of the last step alone: none.
     if len(steps) < 7:
-        assert float(seen.tensor[0, 9]) < np.log(2e-3)
+        assert float(seen.tensor["noise"].squeeze()) < np.log(2e-3)
 
 
 def test_an_empty_tensor_changes_nothing():
@@ -114,16 +115,17 @@ def test_an_empty_tensor_changes_nothing():
     plain = observe(run._replace(layout=Layout(names, shapes)))
     empty = observe(run._replace(layout=Layout((*names, "b/none"), (*shapes, (0, 3)))))
     for part in ("coordinate", "directions", "scale", "run"):
-        np.testing.assert_allclose(getattr(empty, part), getattr(plain, part), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(empty.tensor[:2], plain.tensor, rtol=1e-5, atol=1e-6)
-    assert np.isfinite(empty.tensor).all()
+        chex.assert_trees_all_close(getattr(empty, part), getattr(plain, part), rtol=1e-5, atol=1e-6)
+    of_two = jax.tree.map(lambda leaf: leaf[:2], empty.tensor)
+    chex.assert_trees_all_close(of_two, plain.tensor, rtol=1e-5, atol=1e-6)
+    chex.assert_tree_all_finite(empty.tensor)
 
 
 def test_a_loss_of_any_sign_orders_as_it_should():
     """(wrong before 0.2)"""
     run = run_of(np.random.default_rng(0).normal(size=(9, 4)).cumsum(0))
     falling = [np.linspace(high, low, 9) for high, low in ((3, 1), (1, -1), (-1, -3))]
-    told = [float(observe(run._replace(loss=jnp.asarray(loss))).run[0]) for loss in falling]
+    told = [float(observe(run._replace(loss=jnp.asarray(loss))).run["loss"]) for loss in falling]
     assert told == sorted(told, reverse=True)
     assert told[0] == pytest.approx(np.log(1 + 1e-6), abs=1e-5)
     assert told[2] == pytest.approx(2 * np.log(1e-6) - np.log(3 + 1e-6), rel=1e-5)
@@ -136,7 +138,7 @@ def test_clocks_do_not_depend_on_their_unit_or_their_rounding():
     np.testing.assert_allclose(forecast(tiny, 8, baselines.linear()), values[-1], rtol=1e-4)
     still = tiny._replace(time=jnp.minimum(tiny.time, tiny.time[4]))  # rates of 0 from save 4 on
     np.testing.assert_array_equal(forecast(still, 8, baselines.linear()), tiny.weights[8])
-    assert np.abs(observe(still).directions[:, 11]).max() == 0  # the slope against time over the last half
+    assert np.abs(observe(still).directions["slope"]).max() == 0  # over the last half
 
 
 def test_features_of_time_follow_time_and_those_of_steps_steps():
@@ -144,11 +146,11 @@ def test_features_of_time_follow_time_and_those_of_steps_steps():
     from gfm_jax.forecasting.field import horizon_features
 
     now, then = (Horizon(*map(jnp.float32, moment)) for moment in ((10, 2.0, 0.2), (30, 3.0, 0.05)))
-    np.testing.assert_allclose(
-        horizon_features(now, then), [np.log(3), np.log(1.5), 0.5, 0.25, (1.0 / 20) / 0.2], rtol=1e-5
-    )
+    expected = {"log_steps": np.log(3), "log_time": np.log(1.5), "time": 0.5, "rate": 0.25, "mean_rate": (1 / 20) / 0.2}
+    chex.assert_trees_all_close(horizon_features(now, then), expected, rtol=1e-5)
     zero = Horizon(*map(jnp.float32, (10, 0.0, 0.0)))  # (wrong before 0.2): all rates were 0 until now
-    np.testing.assert_allclose(horizon_features(zero, then), [np.log(3), np.log(1e6), 1e6 - 1, 1e3, 1e3], rtol=1e-3)
+    cut_off = {"log_steps": np.log(3), "log_time": np.log(1e6), "time": 1e6 - 1, "rate": 1e3, "mean_rate": 1e3}
+    chex.assert_trees_all_close(horizon_features(zero, then), cut_off, rtol=1e-3)
 
 
 def test_how_far_the_optimizer_would_carry_is_told_in_time_and_log_slopes_too():
@@ -158,10 +160,10 @@ def test_how_far_the_optimizer_would_carry_is_told_in_time_and_log_slopes_too():
     run = run._replace(time=jnp.asarray(time), gradient=jnp.array([[1.0], [1.0], [1.0], [2.0]]))
     seen = observe(run)
     # Descent 2 at the last rate, (5.5 - 5) / 4 a step, for 16 steps, over the way of the second half.
-    assert float(seen.tensor[0, 16]) == pytest.approx(np.log(2 * 0.125 * 16 / 3 + 1e-3), abs=1e-3)
+    assert float(seen.tensor["carried"].squeeze()) == pytest.approx(np.log(2 * 0.125 * 16 / 3 + 1e-3), abs=1e-3)
     inside = time >= 4  # the last three quarters of the steps
     slope = np.polyfit(np.log(time[inside]), np.array([0.0, 3, 5, 6])[inside], 1)[0]
-    assert float(seen.directions[0, 10] * seen.scale[0]) == pytest.approx(slope, rel=1e-3)
+    assert float((seen.directions["log_slope"] * seen.scale).squeeze()) == pytest.approx(slope, rel=1e-3)
 
 
 # --- values that cannot mean anything -----------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def test_a_batch_is_forecast_run_by_run(name):
 def test_a_batch_is_no_run():
     """(wrong before 0.2)"""
     runs = small_runs()
-    for ask in (observe, lambda run: survey(run, jnp.sum)):
+    for ask in (observe, lambda run: measure_curvature(run, jnp.sum)):
         with pytest.raises(ValueError, match=r"run: expected one run \[saves, dim\], got \(6, 21, 39\)"):
             ask(runs)
     with pytest.raises(ValueError, match=r"runs\[0\]: expected a batch of runs"):

@@ -7,7 +7,6 @@ from runs import put, run_of, small_runs
 
 from gfm_jax.base import Horizon, Layout, Trajectory
 from gfm_jax.forecasting import (
-    DIRECTIONS,
     check_forecast,
     cut,
     draw_pairs,
@@ -20,6 +19,7 @@ from gfm_jax.forecasting import (
     save_at,
     thin,
 )
+from gfm_jax.forecasting.names import COORDINATE, DIRECTIONS, MOTION, RUN, TENSOR, named, stack, stacked
 
 
 def first(runs):
@@ -56,7 +56,7 @@ def test_directions_are_what_they_are_called():
     rng = np.random.default_rng(0)
     run = run_of(rng.normal(size=(9, 5)).cumsum(0))
     seen = observe(run)
-    moved = {name: np.asarray(seen.directions[:, i] * seen.scale) for i, name in enumerate(DIRECTIONS)}
+    moved = {name: np.asarray(direction * seen.scale) for name, direction in seen.directions.items()}
     weights = np.asarray(run.weights)
     for j in range(8):
         np.testing.assert_allclose(moved[f"since_{j}_8"], weights[-1] - weights[j], rtol=1e-4, atol=1e-5)
@@ -76,7 +76,17 @@ def test_the_unit_of_length_does_not_matter():
     weights = rng.normal(size=(9, 6)).cumsum(0)
     small, large = observe(run_of(weights)), observe(run_of(1000 * weights))
     for part in ("coordinate", "tensor", "run", "directions"):
-        np.testing.assert_allclose(getattr(small, part), getattr(large, part), rtol=2e-3, atol=2e-3)
+        chex.assert_trees_all_close(getattr(small, part), getattr(large, part), rtol=2e-3, atol=2e-3)
+
+
+def test_every_feature_has_a_name_that_the_network_reads():
+    seen = observe(run_of(np.ones((3, 2))))
+    read = {"coordinate": COORDINATE, "tensor": TENSOR, "run": RUN, "directions": DIRECTIONS}
+    for part, names in read.items():
+        assert sorted(names) == sorted(getattr(seen, part))
+        again = named(stack(getattr(seen, part), names), names)
+        chex.assert_trees_all_equal(again, getattr(seen, part))
+    assert stacked(seen).tensor.shape == (1, len(TENSOR))
 
 
 def test_the_names_of_hidden_units_do_not_matter():
@@ -89,8 +99,9 @@ def test_the_names_of_hidden_units_do_not_matter():
     weights = rng.normal(size=(17, layout.dim)).cumsum(0)
     plain, permuted = (observe(run_of(w)._replace(layout=layout)) for w in (weights, weights[:, index]))
     for part in ("coordinate", "directions", "scale"):
-        np.testing.assert_allclose(getattr(plain, part)[index], getattr(permuted, part), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(plain.tensor, permuted.tensor, rtol=1e-3, atol=1e-4)
+        expected = jax.tree.map(lambda leaf: leaf[index], getattr(plain, part))
+        chex.assert_trees_all_close(getattr(permuted, part), expected, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(plain.tensor, permuted.tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_unit_is_seen_in_all_its_weights():
@@ -99,29 +110,29 @@ def test_a_unit_is_seen_in_all_its_weights():
     weights = np.zeros((17, 3, 4))
     weights[:, :2, 1] = np.arange(17)[:, None]  # two of the three weights into unit 1
     seen = observe(run_of(weights.reshape(17, 12))._replace(layout=layout))
-    into, mean_into, out_of, mean_out_of = np.sinh(np.asarray(seen.coordinate).reshape(3, 4, -1)[..., -12::3]).T
+    moved = lambda name: np.sinh(seen.coordinate[f"{name}_unit_since_4_8"]).reshape(3, 4)
     scale = np.sqrt(2 / 12)  # root mean square over the tensor of a displacement of one
-    np.testing.assert_allclose(into.T[:, 1], np.sqrt(2 / 3) / scale, rtol=1e-4)
-    np.testing.assert_allclose(mean_into.T[:, 1], 2 / 3 / scale, rtol=1e-4)
-    np.testing.assert_allclose(into.T[:, 0], 0, atol=1e-6)
-    np.testing.assert_allclose(out_of.T[0], 0.5 / scale, rtol=1e-4)
-    np.testing.assert_allclose(mean_out_of.T[0], 0.25 / scale, rtol=1e-4)
-    np.testing.assert_allclose(out_of.T[2], 0, atol=1e-6)
+    np.testing.assert_allclose(moved("rms_into")[:, 1], np.sqrt(2 / 3) / scale, rtol=1e-4)
+    np.testing.assert_allclose(moved("mean_into")[:, 1], 2 / 3 / scale, rtol=1e-4)
+    np.testing.assert_allclose(moved("rms_into")[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(moved("rms_out_of")[0], 0.5 / scale, rtol=1e-4)
+    np.testing.assert_allclose(moved("mean_out_of")[0], 0.25 / scale, rtol=1e-4)
+    np.testing.assert_allclose(moved("rms_out_of")[2], 0, atol=1e-6)
 
 
 def test_oscillation_shows():
     """Successive steps agree on a straight path and are opposed on one that turns round at every save."""
     straight, turning = (observe(run_of(np.outer(path, [1.0, 2.0]))) for path in (np.arange(33), np.arange(33) % 2))
-    autocorrelation = -6  # before two strides, kind, depth and size
-    assert straight.tensor[0, autocorrelation] == pytest.approx(1, abs=0.1)
-    assert turning.tensor[0, autocorrelation] == pytest.approx(-1, abs=0.1)
+    assert straight.tensor["agreement"] == pytest.approx(1, abs=0.1)
+    assert turning.tensor["agreement"] == pytest.approx(-1, abs=0.1)
 
 
 def test_the_whole_moves_as_a_lone_tensor_does():
     run = run_of(np.random.default_rng(5).normal(size=(17, 6)).cumsum(0))
     lone, parted = observe(run), observe(run._replace(layout=Layout(("a", "b"), ((2,), (4,)))))
-    np.testing.assert_allclose(parted.run[-17:], lone.tensor[0, 1:18], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(parted.run, lone.run, rtol=1e-4, atol=1e-5)
+    for name in MOTION:
+        np.testing.assert_allclose(parted.run[name], lone.tensor[name].squeeze(), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(parted.run, lone.run, rtol=1e-4, atol=1e-5)
 
 
 def test_turns_and_noise_in_numbers():
@@ -131,10 +142,12 @@ def test_turns_and_noise_in_numbers():
     lengths = np.array([rms(quarter) for quarter in quarters])
     steps = np.diff(weights[8:], axis=0)
     noise = rms(steps - steps.mean(0)) / rms(weights[16] - weights[8])
-    seen = observe(run_of(weights)).tensor[0]
-    np.testing.assert_allclose(seen[1:4], np.log(lengths[1:] / lengths[:-1]), atol=5e-3)  # their floor is a thousandth
-    np.testing.assert_allclose(seen[4], np.mean(quarters[3] * quarters[2]) / lengths[3] / lengths[2], rtol=1e-4)
-    np.testing.assert_allclose(seen[9], np.log(noise), atol=5e-3)
+    seen = {name: feature.squeeze() for name, feature in observe(run_of(weights)).tensor.items()}
+    found = [seen[f"length_{k + 1}_to_{k}"] for k in (1, 2, 3)]
+    np.testing.assert_allclose(found, np.log(lengths[1:] / lengths[:-1]), atol=5e-3)  # their floor is a thousandth
+    cosine = np.mean(quarters[3] * quarters[2]) / lengths[3] / lengths[2]
+    np.testing.assert_allclose(seen["turn_quarters"], cosine, rtol=1e-4)
+    np.testing.assert_allclose(seen["noise"], np.log(noise), atol=5e-3)
 
 
 def test_levels_of_the_loss():
@@ -143,10 +156,11 @@ def test_levels_of_the_loss():
     loss = jnp.where(jnp.arange(33) <= 16, 100 * 2.0 ** -jnp.arange(33.0), jnp.nan)
     run = run_of(weights)._replace(loss=loss)
     seen = observe(run, 16)
-    assert bool(jnp.isfinite(seen.run).all())
+    chex.assert_tree_all_finite(seen.run)
     # Saves 5-8, 9-12, 13-14 and 15-16 of 16, in the middle at 6.5, 10.5, 13.5 and 15.5.
     levels = np.diff(-np.log(2) * np.array([6.5, 10.5, 13.5, 15.5]))
-    np.testing.assert_allclose(seen.run[9:12], levels, rtol=1e-3)
+    found = [seen.run[f"loss_to_{share}"] for share in ("third_quarter", "seventh_eighth", "last_eighth")]
+    np.testing.assert_allclose(found, levels, rtol=1e-3)
 
 
 def test_weights_alone_are_enough():
@@ -184,7 +198,7 @@ def test_windows_hold_what_they_say(key):
     np.testing.assert_allclose(pairs.t.step - pairs.before.step, 3.0)
     weights = np.asarray(runs.weights)
     displacement = weights[run, save_t, coordinate] - weights[run, last, coordinate]
-    np.testing.assert_allclose(pairs.x_t * pairs.context.scale, displacement, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pairs.x_t * pairs.features.scale, displacement, rtol=1e-4, atol=1e-6)
     # The weights make the mean over coordinates the relative squared error of a run: that of persistence is 1.
     assert abs(float(jnp.mean(pairs.weight * pairs.x_t**2)) - 1) < 0.15
 
@@ -209,12 +223,12 @@ def test_merge_keeps_runs_apart():
     together = merge(windows, [np.array([0, 5]), np.array([1])])
     assert together.run.tolist() == [0, 5, 7]
     np.testing.assert_array_equal(together.weights[7], windows[1].weights[1])
-    np.testing.assert_array_equal(together.context.scale[2], windows[1].context.scale[1])
+    np.testing.assert_array_equal(together.features.scale[2], windows[1].features.scale[1])
     every = np.arange(6)
     for order in (every, every[::-1]):
         together = merge(windows, [every, order])
         assert together.run.tolist() == [*every, *(6 + order)]
-        np.testing.assert_array_equal(together.context.scale[6:], windows[1].context.scale[order])
+        np.testing.assert_array_equal(together.features.scale[6:], windows[1].features.scale[order])
 
 
 def test_thin_windows_are_a_sample(key):
@@ -222,12 +236,13 @@ def test_thin_windows_are_a_sample(key):
     dim = windows.layout.dim
     sample = thin(windows, dim // 3)
     assert sample.weights.shape == (6, 21, dim // 3)
-    assert sample.context.directions.shape[:2] == (12, dim // 3)
+    assert sample.features.directions.shape[:2] == (12, dim // 3)
     # Which ones they are, their origins tell; all that is known of them belongs to them.
-    kept = [int(np.flatnonzero(windows.context.origin[0] == origin)[0]) for origin in sample.context.origin[0]]
+    kept = [int(np.flatnonzero(windows.features.origin[0] == origin)[0]) for origin in sample.features.origin[0]]
     assert len(set(kept)) == dim // 3
     for part in ("coordinate", "directions", "scale", "segment"):
-        np.testing.assert_array_equal(getattr(sample.context, part), getattr(windows.context, part)[:, np.array(kept)])
+        expected = getattr(windows.features, part)[:, np.array(kept)]
+        np.testing.assert_array_equal(getattr(sample.features, part), expected)
     np.testing.assert_array_equal(sample.weights, windows.weights[..., np.array(kept)])
     # Samples of all sizes estimate the same relative error; that of persistence is 1.
     errors = []
@@ -281,9 +296,11 @@ def test_what_is_withheld_is_not_seen():
     windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
     assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [10] * 6
-    flags = np.asarray(windows.context.run[:, -22:-19])  # mu, nu, trace: before two more, and the motion of all weights
+    told = named(windows.features.run, RUN)
+    flags = np.stack([told[f"has_{slot}"] for slot in ("mu", "nu", "trace")], axis=1)
     np.testing.assert_array_equal(flags[[0, 6, 18, 24]], [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     hidden = runs._replace(state=None, gradient=None)
-    expected = cut(hidden, (0.5,)).context
-    np.testing.assert_allclose(windows.context.directions[24:], expected.directions, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(windows.context.coordinate[24:], expected.coordinate, rtol=1e-5, atol=1e-5)
+    expected = cut(hidden, (0.5,)).features
+    for part in ("directions", "coordinate"):
+        found = getattr(windows.features, part)[24:]
+        np.testing.assert_allclose(found, getattr(expected, part), rtol=1e-5, atol=1e-5)

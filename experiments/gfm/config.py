@@ -46,7 +46,7 @@ class Config:
     whole_runs: int = 8
     """Where only some are kept, runs of each network and optimizer that are kept whole, for the fit in function space."""
     train_images: int = 1152
-    """Training images on which the fields see the loss: its landscape, and that of the fit in function space."""
+    """Training images on which the fields see the loss: its curvature, and that of the fit in function space."""
     nowcast_steps: int = 400
     synthetic: tuple[str, ...] = ("gd", "momentum", "rmsprop", "adam")
     """Optimizers of the linear regressions."""

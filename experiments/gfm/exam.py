@@ -49,7 +49,7 @@ class Exam(NamedTuple):
 
 
 def observe_all(config, groups: list[Cohort], loss_of: dict[str, Callable]) -> dict[float, list[Windows]]:
-    """Windows of every cohort, by prefix, with the landscape of the loss where each run was cut."""
+    """Windows of every cohort, by prefix, with the curvature of the loss where each run was cut."""
     work = [(prefix, group) for prefix in config.prefixes for group in groups]
     look = lambda job: observed(job[1], job[:1], (), loss_of[job[1].network])
     windows, num = list(side_by_side(look, work)), len(groups)

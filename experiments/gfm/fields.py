@@ -101,7 +101,7 @@ def _calibrated(recipe, params, groups: list[Cohort], asked: dict[float, list[Wi
 
 
 def _stopwatch(forecast: Callable, num_runs: int) -> Callable[[], float]:
-    """Seconds of one run's forecast once its context is there, from a call for a whole cohort."""
+    """Seconds of one run's forecast once its features are there, from a call for a whole cohort."""
 
     def seconds():
         begin = time.perf_counter()

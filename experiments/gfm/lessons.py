@@ -19,7 +19,7 @@ class Lessons(NamedTuple):
     """What there is to learn from, network by network.
 
     Attributes:
-      windows: of all runs, observed at several fractions with the landscape of their loss; of `config.coordinates` weights.
+      windows: of all runs, observed at several fractions with the curvature of their loss; of `config.coordinates` weights.
       whole: the same of all weights; where `windows` are not, of a few runs.
       losses: of the networks, as functions of flat weights.
       dropped: how many runs diverged or were never trained, and are left out.

@@ -1,7 +1,7 @@
 """Where will this run end? Forecasters of the weights, from what was observed of a training run."""
 
 from gfm_jax.forecasting import baselines, gate, nowcast
-from gfm_jax.forecasting.curvature import NUM_KRYLOV, landscape, survey
+from gfm_jax.forecasting.curvature import curvature_at, measure_curvature
 from gfm_jax.forecasting.displacement import (
     function_space_loss,
     laplace_nll,
@@ -10,10 +10,11 @@ from gfm_jax.forecasting.displacement import (
     relative_squared_error,
 )
 from gfm_jax.forecasting.evidence import log_of_loss
-from gfm_jax.forecasting.features import DIRECTIONS, from_first_motion, line_weights, observe
+from gfm_jax.forecasting.features import from_first_motion, line_weights, observe
 from gfm_jax.forecasting.field import Coefficients, FieldParams, Move, check_widths, init_field, move
 from gfm_jax.forecasting.forecaster import forecast
 from gfm_jax.forecasting.gradient_flow_matching import forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.names import DIRECTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
 from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable, sound_runs
@@ -26,12 +27,12 @@ __all__ = [
     "DIRECTIONS",
     "FieldParams",
     "Move",
-    "NUM_KRYLOV",
     "Windows",
     "as_run",
     "baselines",
     "check_forecast",
     "check_widths",
+    "curvature_at",
     "cut",
     "cut_all",
     "draw_pairs",
@@ -44,10 +45,10 @@ __all__ = [
     "horizon_at",
     "init_field",
     "is_forecastable",
-    "landscape",
     "laplace_nll",
     "line_weights",
     "log_of_loss",
+    "measure_curvature",
     "merge",
     "move",
     "nowcast",
@@ -59,6 +60,5 @@ __all__ = [
     "relative_squared_error",
     "save_at",
     "sound_runs",
-    "survey",
     "thin",
 ]

@@ -256,7 +256,7 @@ def _examples(fractions, every, windows):
     share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
     nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)[None]), axis=1)
     part = slice(None, None, every)
-    origin, first = windows.context.origin[:, part], windows.weights[windows.run, 0, part]
+    origin, first = windows.features.origin[:, part], windows.weights[windows.run, 0, part]
     moved = windows.weights[windows.run, -1, part] - origin
     size = jnp.sqrt(jnp.mean(moved**2, -1, keepdims=True))
     rows = [

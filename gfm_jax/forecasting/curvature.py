@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Landscape, Trajectory
+from gfm_jax.base import Curvature, Trajectory
 from gfm_jax.convolutions import fast_in_loops
+from gfm_jax.forecasting.names import KRYLOV
 from gfm_jax.forecasting.validation import as_run
 
-__all__ = ["NUM_KRYLOV", "landscape", "metric", "survey", "unknown_landscape"]
+__all__ = ["curvature_at", "measure_curvature", "metric", "no_curvature"]
 
-NUM_KRYLOV = 4
 ROUNDING = 1e-5  # of the length of a product with the Hessian
 
 
-def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array, " dim"]) -> Landscape:
+def curvature_at(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array, " dim"]) -> Curvature:
     r"""One gradient and three products with the Hessian: the first four directions of the Krylov space of P H from P g.
 
     .. math:: \mathcal K = \mathrm{span} \{ P g, \; P H P g, \; (P H)^2 P g, \; (P H)^3 P g \}
@@ -31,15 +31,15 @@ def landscape(loss: Callable, weights: Float[Array, " dim"], metric: Float[Array
       weights: where, w_n.
       metric: P, the positive diagonal by which the optimizer multiplies a gradient.
     """
-    return fast_in_loops(functools.partial(_landscape, loss))(weights, metric)
+    return fast_in_loops(functools.partial(_curvature_at, loss))(weights, metric)
 
 
-def _landscape(loss, weights, metric):
+def _curvature_at(loss, weights, metric):
     (value, gradient), linear = jax.linearize(jax.value_and_grad(loss), weights)
     root = jnp.sqrt(metric)
     hessian = lambda q: root * linear(root * q)[1]  # P^1/2 H P^1/2, which is symmetric
     basis = [_unit(-root * gradient)]
-    while len(basis) < NUM_KRYLOV:
+    while len(basis) < len(KRYLOV):
         following = hessian(basis[-1])
         length = jnp.linalg.norm(following)
         for _ in range(2):  # twice is enough, once is not
@@ -47,7 +47,7 @@ def _landscape(loss, weights, metric):
                 following = following - jnp.vdot(q, following, precision="highest") * q
         # Where the Krylov space has no further direction, what is left is rounding.
         basis.append(_unit(jnp.where(jnp.linalg.norm(following) > ROUNDING * length, following, 0)))
-    return Landscape(jnp.ones(()), value, gradient, root * jnp.stack(basis))
+    return Curvature(jnp.ones(()), value, gradient, root * jnp.stack(basis))
 
 
 def _unit(x):
@@ -61,8 +61,12 @@ def metric(run: Trajectory, last: int | Array = -1) -> Float[Array, "*runs dim"]
     return 1 / (jnp.sqrt(run.state["nu"][..., last, :].astype(jnp.float32)) + 1e-8)
 
 
-def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
-    """The run, with what the loss looks like around its last weights: more to forecast by.
+def measure_curvature(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
+    r"""The run, with the gradient of the loss and four Krylov directions at its last weights: more to forecast by.
+
+    Use it on a prefix where the training loss is at hand, for a field that was fitted with `losses`.
+
+    .. math:: \mathcal K = \mathrm{span} \{ P g, \; P H P g, \; (P H)^2 P g, \; (P H)^3 P g \}, \qquad P = \texttt{metric(run)}
 
     Args:
       run: one run, up to its last observed save, with weights.
@@ -70,10 +74,14 @@ def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
         the better: late in training the gradient is that of few examples.
 
     Returns:
-      The run with its `landscape`, for about four gradients' worth of work.
+      The run with its `curvature`, for about four gradients' worth of work.
 
     Raises:
       ValueError: for a run without weights, a batch of runs, or a loss that is no scalar.
+
+    >>> run = Trajectory(step=jnp.arange(3), time=0.1 * jnp.arange(3), weights=jnp.ones((3, 2)))
+    >>> measure_curvature(run, lambda w: jnp.sum(w**2)).curvature.gradient
+    Array([2., 2.], dtype=float32)
     """
     run = as_run(run)
     if run.weights.ndim != 2:
@@ -82,11 +90,11 @@ def survey(run: Trajectory, loss: Callable[[Array], Array]) -> Trajectory:
     shape = jax.eval_shape(loss, weights).shape
     if shape != ():
         raise ValueError(f"loss: expected a scalar from the weights of a run, got an array of shape {shape}")
-    return run._replace(landscape=landscape(loss, weights, metric(run)))
+    return run._replace(curvature=curvature_at(loss, weights, metric(run)))
 
 
-def unknown_landscape(weights: Float[Array, "*runs dim"]) -> Landscape:
-    """Stands for what nobody looked at."""
+def no_curvature(weights: Float[Array, "*runs dim"]) -> Curvature:
+    """Stands for a curvature that nobody measured."""
     *runs, dim = weights.shape
     zeros = lambda *shape: jnp.zeros((*runs, *shape), jnp.float32)
-    return Landscape(zeros(), zeros(), zeros(dim), zeros(NUM_KRYLOV, dim))
+    return Curvature(zeros(), zeros(), zeros(dim), zeros(len(KRYLOV), dim))

@@ -1,5 +1,6 @@
 """What was observed of a run, in one form whatever was recorded."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gfm_jax.base import Landscape, Trajectory
-from gfm_jax.forecasting.curvature import unknown_landscape
+from gfm_jax.base import Curvature, Trajectory
+from gfm_jax.forecasting.curvature import no_curvature
 
 __all__ = ["TINY", "Evidence", "Record", "bounded", "complete", "evidence", "log_of_loss"]
 
@@ -31,8 +32,8 @@ class Evidence(NamedTuple):
       average: mean over the last eighth of the prefix.
       optimizer, descent: the optimizer's own direction, and the negative gradient.
       second_moment: the running mean of squared gradients.
-      krylov: directions that the landscape of the loss opens.
-      run: features of the run.
+      krylov: directions that the curvature of the loss opens.
+      run: features of the run, by name.
     """
 
     step: Float[Array, " saves"]
@@ -47,15 +48,15 @@ class Evidence(NamedTuple):
     descent: Float[Array, " dim"]
     second_moment: Float[Array, " dim"]
     krylov: Float[Array, "k dim"]
-    run: Float[Array, " features"]
+    run: dict[str, Float[Array, ""]]
 
 
 class Record(NamedTuple):
-    """A run in one form, whatever was recorded of it; the slots, `gradient` and `landscape` at the last observed save only.
+    """A run in one form, whatever was recorded of it; the slots, `gradient` and `curvature` at the last observed save only.
 
     Attributes:
       square: mean squared gradient of every save.
-      flags: whether mu, nu, trace, gradient and loss were recorded.
+      has: 1 where mu, nu, trace, gradient and loss were recorded, 0 where not.
     """
 
     step: Float[Array, "*runs saves"]
@@ -69,8 +70,8 @@ class Record(NamedTuple):
     mu: Float[Array, "*runs dim"]
     nu: Float[Array, "*runs dim"]
     trace: Float[Array, "*runs dim"]
-    landscape: Landscape
-    flags: Float[Array, "*runs 5"]
+    curvature: Curvature
+    has: dict[str, Float[Array, "*runs"]]
 
 
 def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
@@ -78,7 +79,8 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
     state, one = run.state or {}, jnp.ones(run.step.shape)
     zero = jnp.zeros((*run.step.shape[:-1], run.weights.shape[-1]))
     slots = {slot: bounded(state[slot][..., last, :]) if slot in state else zero for slot in SLOTS}
-    flags = [*(slot in state for slot in SLOTS), run.gradient is not None, run.loss is not None]
+    has = {slot: slot in state for slot in SLOTS}
+    has |= {"gradient": run.gradient is not None, "loss": run.loss is not None}
     return Record(
         step=run.step,
         time=run.time,
@@ -88,8 +90,8 @@ def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
         weights=run.weights,
         mean_weights=run.weights if run.mean_weights is None else run.mean_weights,
         gradient=zero if run.gradient is None else bounded(run.gradient[..., last, :]),
-        landscape=unknown_landscape(zero) if run.landscape is None else run.landscape,
-        flags=jnp.broadcast_to(jnp.array(flags, jnp.float32), (*run.step.shape[:-1], len(flags))),
+        curvature=no_curvature(zero) if run.curvature is None else run.curvature,
+        has={name: np.full(run.step.shape[:-1], flag, np.float32) for name, flag in has.items()},
         **slots,
     )
 
@@ -124,8 +126,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
     progress = jnp.where(seen, step / step[last], NOT_SEEN)
     # Where they are recorded, the means over all steps of the eighth, not over its saves alone.
     eighth = seen & (step > 7 / 8 * step[last])
-    has = dict(zip(SLOTS, run.flags, strict=False))
-    first_moment = jnp.where(has["mu"], run.mu, jnp.where(has["trace"], run.trace, run.gradient))
+    first_moment = jnp.where(run.has["mu"], run.mu, jnp.where(run.has["trace"], run.trace, run.gradient))
     return Evidence(
         step=step,
         time=time,
@@ -135,10 +136,10 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         first=run.weights[0].astype(jnp.float32),
         origin=origin,
         average=_mean_since(origin, run.mean_weights, eighth),
-        optimizer=-bounded(first_moment / jnp.where(has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
+        optimizer=-bounded(first_moment / jnp.where(run.has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
         second_moment=jnp.maximum(run.nu, 0),
-        krylov=run.landscape.krylov,
+        krylov=run.curvature.krylov,
         run=_of_run(run, time, progress, last),
     )
 
@@ -152,37 +153,46 @@ def _mean_since(origin, rows, taken):
 
 
 def _of_run(run, time, progress, last):
-    """The loss and the gradient and how they have lately changed, the learning rate against its mean, the landscape's, and
+    """The loss and the gradient and how they have lately changed, the learning rate against its mean, the curvature's, and
     what was recorded."""
     log_loss = log_of_loss(bounded(run.loss), 1e-6)
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
-    rate = run.rate.astype(jnp.float32)
-    before = [jnp.argmin(jnp.abs(progress - share)) for share in (0.25, 0.5, 0.75, 0.875)]
-    before += [jnp.maximum(last - 2, 0), jnp.maximum(last - 1, 0)]
-    levels, gradients = (_levels(x, progress, last) for x in (log_loss, log_square))
-    landscape = run.landscape
-    features = [
-        log_loss[last],
-        *(log_loss[last] - log_loss[save] for save in before),
-        jnp.where(progress <= 1, log_loss, log_loss[last]).min() - log_loss[last],
-        levels[-1],
-        *jnp.diff(levels),
-        jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max() - levels[-1],
-        *jnp.diff(gradients),
-        log_square[last] - gradients[-1],
-        jnp.minimum(rate[last] * run.step[last].astype(jnp.float32) / jnp.maximum(time[last], TINY), MOST_STEPS),
-        landscape.known * log_of_loss(bounded(landscape.loss), 1e-6),
-        landscape.known * jnp.log(jnp.mean(bounded(landscape.gradient) ** 2) + TINY),
-        landscape.known,
-        *run.flags,
-    ]
-    return jnp.stack([jnp.asarray(feature, jnp.float32) for feature in features])
+    rate = run.rate[last].astype(jnp.float32) * run.step[last].astype(jnp.float32)
+    highest = jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max()
+    shares = {"2_8": 1 / 4, "4_8": 1 / 2, "6_8": 3 / 4, "7_8": 7 / 8}
+    before = {name: jnp.argmin(jnp.abs(progress - share)) for name, share in shares.items()}
+    before |= {"second_last": jnp.maximum(last - 2, 0), "last": jnp.maximum(last - 1, 0)}
+    loss, gradient = (_levels(x, progress, last) for x in (log_loss, log_square))
+    curvature = run.curvature
+    features = {
+        "loss": log_loss[last],
+        **{f"loss_since_{name}": log_loss[last] - log_loss[save] for name, save in before.items()},
+        "loss_lowest": jnp.where(progress <= 1, log_loss, log_loss[last]).min() - log_loss[last],
+        "loss_level": loss["last_eighth"],
+        **_changes("loss", loss),
+        "loss_peak": highest - loss["last_eighth"],
+        **_changes("gradient", gradient),
+        "gradient_to_last": log_square[last] - gradient["last_eighth"],
+        "rate": jnp.minimum(rate / jnp.maximum(time[last], TINY), MOST_STEPS),
+        "curvature_loss": curvature.has_curvature * log_of_loss(bounded(curvature.loss), 1e-6),
+        "curvature_gradient": curvature.has_curvature * jnp.log(jnp.mean(bounded(curvature.gradient) ** 2) + TINY),
+        "has_curvature": curvature.has_curvature,
+        **{f"has_{name}": flag for name, flag in run.has.items()},
+    }
+    return {name: jnp.asarray(feature, jnp.float32) for name, feature in features.items()}
 
 
 def _levels(x, progress, last):
     """Means over four shares of the prefix, from its second quarter to its last eighth; where a share holds no save, the
     last value."""
+    names = ("second_quarter", "third_quarter", "seventh_eighth", "last_eighth")
     bounds = jnp.array([1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
     inside = (progress[None] > bounds[:-1, None]) & (progress[None] <= bounds[1:, None])
     count = inside.sum(1)
-    return jnp.where(count > 0, jnp.where(inside, x[None], 0).sum(1) / jnp.maximum(count, 1), x[last])
+    means = jnp.where(count > 0, jnp.where(inside, x[None], 0).sum(1) / jnp.maximum(count, 1), x[last])
+    return dict(zip(names, means, strict=True))
+
+
+def _changes(name, levels):
+    """From each level to the next."""
+    return {f"{name}_to_{after}": levels[after] - levels[before] for before, after in itertools.pairwise(levels)}

@@ -6,31 +6,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from gfm_jax.base import Context, Layout, Trajectory
-from gfm_jax.forecasting.curvature import NUM_KRYLOV
+from gfm_jax.base import Features, Layout, Trajectory
 from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence
 from gfm_jax.forecasting.motion import grams, lengths, log_ratio, motion, recent_steps, since
+from gfm_jax.forecasting.names import KRYLOV, OF_UNITS, POOLED
 from gfm_jax.forecasting.validation import as_run, save_index
 from gfm_jax.pytrees import depths, output_axes, segment_ids
 
-__all__ = ["DIRECTIONS", "context", "line_weights", "observe"]
+__all__ = ["features_of", "line_weights", "observe"]
 
-DIRECTIONS = (
-    *(f"since_{j}_8" for j in range(8)),  # displacement since each eighth of the prefix
-    "since_last",
-    "since_second_last",
-    "log_slope",  # slope against log time over the last three quarters
-    "slope",  # slope against time over the last half
-    "average",  # towards the mean of the last eighth
-    "optimizer",  # the optimizer's own direction
-    "descent",  # against the gradient
-    *(
-        f"krylov_{k}" for k in range(NUM_KRYLOV)
-    ),  # down the quadratic model of the loss, where its landscape was surveyed
-)
 STILL = 1e-5  # of its size: a clock that moves less over a stretch stands still to float32
-PACED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_7_8", "since_second_last"))
-POOLED = tuple(DIRECTIONS.index(name) for name in ("since_4_8", "since_6_8", "since_second_last"))
+PACED = ("since_4_8", "since_7_8", "since_second_last")
 
 
 @jax.default_matmul_precision("highest")
@@ -63,20 +49,30 @@ def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"])
     return jnp.maximum(time, jnp.where(first > 0, first, 1))
 
 
-def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Context:
-    """The context of a run observed up to save `last`; nothing later is read.
+def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Features:
+    r"""The features of a run observed up to save `last`, by name; nothing later is read.
+
+    Use it to look at what a forecast goes by; forecasters call it themselves. The directions from the saves are linear in them,
+
+    .. math:: d_k = \sum_j A_{kj} (w_{j+1} - w_j) / \text{scale}
 
     Args:
       run: a run with weights and layout; whatever else was recorded helps.
       last: index of the last observed save, at least 1, or negative from the end; by default the run's last.
 
     Returns:
-      Its context; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
+      Its features; lengths are in units of `scale`: how far each tensor moves in half the length of the prefix, at the
       pace of its second half, its last eighth or its last two saves, whichever is the least. So a spike of the loss does
       not remain the measure of a run that has since come to rest.
 
     Raises:
       ValueError: for fewer than two saves, a batch of runs, an index that is out of range, or without weights or layout.
+
+    >>> weights = jnp.arange(9.0)[:, None] * jnp.ones(2)
+    >>> layout = Layout(("bias",), ((2,),))
+    >>> seen = observe(Trajectory(step=jnp.arange(9), time=0.1 * jnp.arange(9), weights=weights, layout=layout))
+    >>> seen.directions["since_4_8"] * seen.scale
+    Array([4., 4.], dtype=float32)
     """
     if run.weights is None or run.layout is None:
         raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
@@ -91,7 +87,7 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Contex
 
 
 def _observe_traced(run, last):
-    return context(evidence(complete(run, last), last), run.layout)
+    return features_of(evidence(complete(run, last), last), run.layout)
 
 
 _observe = jax.jit(
@@ -100,68 +96,65 @@ _observe = jax.jit(
 
 
 @jax.default_matmul_precision("highest")
-def context(seen: Evidence, layout: Layout) -> Context:
-    """The context that the evidence gives: directions, and features of every coordinate, tensor and run.
+def features_of(seen: Evidence, layout: Layout) -> Features:
+    """The features that the evidence gives: of every coordinate, tensor and run, and the directions.
 
     Args:
       seen: what was observed.
       layout: of its weights.
 
     Returns:
-      The context. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
+      The features. The directions that come from the saves are linear in them: one product A(step, time) @ steps.
     """
     last = seen.seen.sum() - 1
     inside = lambda start: (seen.seen & (seen.progress >= start)).astype(jnp.float32)
 
-    past = jnp.array([jnp.argmin(jnp.abs(seen.progress - j / 8)) for j in range(8)])
-    past = jnp.concatenate([past, jnp.maximum(last - jnp.array([1, 2]), 0)])
-    saves = jnp.concatenate(
-        [
-            -jax.nn.one_hot(past, len(seen.step)),
-            line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))[None],
-            line_weights(seen.time / jnp.where(seen.time[last] > 0, seen.time[last], 1), inside(1 / 2))[None],
-        ]
-    )
-    by_steps = since(saves)
-    moved = jnp.concatenate([by_steps @ seen.steps, seen.average[None]])
+    past = {f"since_{j}_8": jnp.argmin(jnp.abs(seen.progress - j / 8)) for j in range(8)}
+    past |= {"since_last": jnp.maximum(last - 1, 0), "since_second_last": jnp.maximum(last - 2, 0)}
+    time = seen.time / jnp.where(seen.time[last] > 0, seen.time[last], 1)
+    saves = {name: -jax.nn.one_hot(save, len(seen.step)) for name, save in past.items()}
+    saves["log_slope"] = line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))
+    saves["slope"] = line_weights(time, inside(1 / 2))
+    by_steps = {name: since(weights) for name, weights in saves.items()}
+    moved = dict(zip(by_steps, jnp.stack([*by_steps.values()]) @ seen.steps, strict=True)) | {"average": seen.average}
     segment = jnp.asarray(segment_ids(layout))
     rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
     of_weights = lambda x: x[..., segment]
-    gram, paced = grams(seen, layout), jnp.array(PACED)
-    age, length = 1 - seen.progress[past[paced]][:, None], lengths(gram, by_steps[paced])[:, :-1]
+    gram = grams(seen, layout)
+    age = jnp.stack([1 - seen.progress[past[name]] for name in PACED])[:, None]
+    length = lengths(gram, jnp.stack([by_steps[name] for name in PACED]))[:, :-1]
     pace = jnp.where(age > 0, 0.5 * length / jnp.maximum(age, TINY), HUGE)
     scale = jnp.maximum(pace.min(0), 1e-4 * length[0] + TINY)
-    by_optimizer = jnp.concatenate([seen.optimizer[None], seen.descent[None], seen.krylov])
-    of_unit_size = by_optimizer / jnp.maximum(of_weights(rms(by_optimizer)), TINY)
-    directions = jnp.concatenate([moved / of_weights(scale)[None], of_unit_size])
+    of_unit_size = lambda x: x / jnp.maximum(of_weights(rms(x)), TINY)
+    directions = {name: displacement / of_weights(scale) for name, displacement in moved.items()}
+    by_optimizer = of_unit_size(jnp.stack([seen.optimizer, seen.descent]))
+    directions |= dict(zip(("optimizer", "descent"), by_optimizer, strict=True))
+    directions |= dict(zip(KRYLOV, of_unit_size(seen.krylov), strict=True))
 
     recent = recent_steps(seen)
     recent = recent / recent.sum()
     noise = jnp.sqrt(recent @ (seen.steps - (recent @ seen.steps)[None]) ** 2)
-    ends = jnp.stack([seen.origin, seen.first])
-    relative = jnp.stack([noise, jnp.sqrt(seen.second_moment)])
-    coordinate = [
-        jnp.arcsinh(directions),
-        ends / jnp.maximum(of_weights(rms(seen.origin)), TINY)[None],
-        log_ratio(relative, of_weights(rms(relative))),
-        jnp.arcsinh(_of_units(directions[jnp.array(POOLED)], layout)),
-    ]
-    *of_tensors, of_run = motion(seen, by_steps[:10], gram)
-    tensor = [
-        jnp.log((scale + TINY) / (rms(seen.origin) + TINY))[:, None],
-        jnp.stack(of_tensors),
-        _kind_and_depth(layout),
-        jnp.log(jnp.maximum(jnp.asarray(layout.sizes, jnp.float32), 1))[:, None],
-    ]
-    return Context(
-        coordinate=jnp.concatenate(coordinate).T,
-        tensor=jnp.concatenate(tensor, axis=-1),
-        run=jnp.concatenate([seen.run, of_run]),
-        directions=directions.T,
-        scale=of_weights(scale),
-        origin=seen.origin,
-        segment=segment,
-    )
+    weight = jnp.maximum(of_weights(rms(seen.origin)), TINY)
+    relative = lambda x: log_ratio(x, of_weights(rms(x)))
+    of_units = jnp.arcsinh(_of_units(jnp.stack([directions[name] for name in POOLED]), layout))
+    motions = motion(seen, by_steps, gram)
+    tensor = {
+        "scale": jnp.log((scale + TINY) / (rms(seen.origin) + TINY)),
+        **{name: parts[:-1] for name, parts in motions.items()},
+        "is_vector": jnp.array([float(len(shape) < 2) for shape in layout.shapes]),
+        "depth": jnp.array(depths(layout)),  # of its layer, from 0 for the first to 1 for the last
+        "size": jnp.log(jnp.maximum(jnp.asarray(layout.sizes, jnp.float32), 1)),
+    }
+    coordinate = {
+        **{f"arcsinh_{name}": jnp.arcsinh(direction) for name, direction in directions.items()},
+        "last_weight": seen.origin / weight,
+        "first_weight": seen.first / weight,
+        "noise": relative(noise),
+        "second_moment": relative(jnp.sqrt(seen.second_moment)),
+        **dict(zip(OF_UNITS, of_units, strict=True)),
+    }
+    run = seen.run | {name: parts[-1] for name, parts in motions.items()}
+    return Features(coordinate, tensor, run, directions, of_weights(scale), seen.origin, segment)
 
 
 def _means(x, layout):
@@ -189,9 +182,3 @@ def _of_units(x, layout):
         means = [rms(over_inputs), mean(over_inputs), rms(over_outputs), mean(over_outputs)]
         parts.append(jnp.concatenate([jnp.broadcast_to(m, own.shape).reshape(len(x), size) for m in means]))
     return jnp.concatenate(parts, axis=-1)
-
-
-def _kind_and_depth(layout):
-    """Of each tensor: is it a vector such as a bias, and how deep is its layer, from 0 for the first to 1 for the last."""
-    is_vector = [float(len(shape) < 2) for shape in layout.shapes]
-    return jnp.stack([jnp.array(is_vector), jnp.array(depths(layout))], axis=-1)

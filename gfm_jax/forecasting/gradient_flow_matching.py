@@ -13,11 +13,11 @@ from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Traject
 from gfm_jax.checks import check_choices, check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.fitting import fit
-from gfm_jax.forecasting.curvature import NUM_KRYLOV
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.field import FieldParams, Move, check_widths, init_field
 from gfm_jax.forecasting.forecaster import forecaster_of
 from gfm_jax.forecasting.intervals import UNIT, HalfWidth, conformal, half_width_at, widen
+from gfm_jax.forecasting.names import DIRECTIONS, KRYLOV, RUN, named, stacked
 from gfm_jax.forecasting.objectives import draw_moves, function_space, weight_space
 from gfm_jax.forecasting.prefix import horizon_at
 from gfm_jax.forecasting.recipe import OBJECTIVES, Recipe, run_displacement
@@ -28,12 +28,12 @@ __all__ = ["Params", "calibrate", "forecast_windows", "gradient_flow_matching"]
 
 
 class Params(NamedTuple):
-    """The field, the half width of its intervals, the layouts that it was fitted to, and whether their loss was surveyed."""
+    """The field, the half width of its intervals, the layouts that it was fitted to, and whether it saw curvature."""
 
     field: FieldParams
     half_width: HalfWidth | None
     layouts: tuple[Layout, ...]
-    surveyed: Float[Array, ""] | float
+    has_curvature: Float[Array, ""] | float
 
 
 def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster:
@@ -57,8 +57,8 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
       `fit(key, runs, losses=None, *, calibration=None, start=None, folder=None, mesh=None, progress=None)`, where
       `calibration` are runs held out to calibrate intervals (without them there are none), and `start` are parameters to
       go on from; and `forecast(params, prefix, horizon)`. With `losses`, on data that the runs were trained on, the field
-      also learns from their landscape, and forecasts best for a prefix that `forecasting.survey` looked around; the
-      objective in function space needs them. Runs for calibration are surveyed by the loss of the batch of their layout.
+      also learns from its curvature, and forecasts best for a prefix with that of `forecasting.measure_curvature`; the
+      objective in function space needs them. Runs for calibration are measured by the loss of the batch of their layout.
 
     Raises:
       ValueError: for an unknown objective, head or choice, numbers out of range, or without hidden layers; in `fit` where no
@@ -66,7 +66,7 @@ def gradient_flow_matching(objective: str = "flow_map", **choices) -> Forecaster
         `forecasting.check_forecast`. In `fit` runs that are not sound are left out, with a warning that names them.
 
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description; the flow map and function-space
-    objectives, the context and the heads are this library's.
+    objectives, the features and the heads are this library's.
     """
     check_choices(Recipe, choices)
     recipe = _hashable(Recipe(objective, **choices))
@@ -108,21 +108,22 @@ def _check_numbers(recipe):
 
 
 def _forecast(recipe: Recipe, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
-    if prefix.landscape is not None:  # what was fitted without must not see one
-        prefix = prefix._replace(landscape=jax.tree.map(lambda leaf: params.surveyed * leaf, prefix.landscape))
-    context = observe(prefix)
-    if prefix.landscape is None:  # its directions, the last ones, are zero: left out, they cost nothing
-        context = context._replace(directions=context.directions[:, :-NUM_KRYLOV])
-    return _from_context(recipe, params, context, horizon_at(prefix, -1), horizon)
+    if prefix.curvature is not None:  # what was fitted without must not see one
+        prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
+    features = stacked(observe(prefix))
+    if prefix.curvature is None:  # its directions are zero: left out, they cost nothing
+        offered = {name: array for name, array in features.directions.items() if name not in KRYLOV}
+        features = features._replace(directions=offered)
+    return _from_features(recipe, params, features, horizon_at(prefix, -1), horizon)
 
 
-def _from_context(recipe, params, context, now, horizon) -> Forecast:
-    step = Move(context, now, now, horizon, jnp.zeros_like(context.scale))
+def _from_features(recipe, params, features, now, horizon) -> Forecast:
+    step = Move(features, now, now, horizon, jnp.zeros_like(features.scale))
     moved, log_error = run_displacement(recipe, params.field, step)
-    weights = context.origin + context.scale * moved
+    weights = features.origin + features.scale * moved
     if params.half_width is None:
         return Forecast(weights)
-    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * context.scale * jnp.exp(log_error)
+    margin = half_width_at(params.half_width, jnp.log(horizon.step / now.step)) * features.scale * jnp.exp(log_error)
     return Forecast(weights, weights - margin, weights + margin)
 
 
@@ -138,11 +139,12 @@ def forecast_windows(recipe: Recipe, params: Params, windows: Windows, save: int
 @functools.partial(jax.jit, static_argnums=0)
 def _forecast_windows(recipe, params, windows, save):
     def one(window):
-        context, run, last = window
+        features, run, last = window
+        features = features._replace(directions=named(features.directions, DIRECTIONS))
         now, then = (windows.moment(run, k) for k in (last, save))
-        return _from_context(recipe, params, context, now, then)
+        return _from_features(recipe, params, features, now, then)
 
-    return map_rows(one, (windows.context, windows.run, windows.last), batch_size=8)
+    return map_rows(one, (windows.features, windows.run, windows.last), batch_size=8)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -186,8 +188,8 @@ def _fit(
         options |= {"folder": None if folder is None else f"{folder}/function_space"}
         num_steps = recipe.function_steps
         field, _ = fit(key_function, learner, windows, optimizer=optimizer, num_steps=num_steps, start=field, **options)
-    surveyed = max(float(_any_landscape(part.context.directions)) for part in windows)
-    params = Params(field, None, layouts, surveyed)
+    has_curvature = max(float(named(part.features.run, RUN)["has_curvature"].max()) for part in windows)
+    params = Params(field, None, layouts, has_curvature)
     if calibration is None or (not isinstance(calibration, Trajectory) and not len(calibration)):
         return params
     calibration = [calibration] if isinstance(calibration, Trajectory) else list(calibration)
@@ -201,11 +203,6 @@ def _of_start(recipe):
     # A field starts the same whatever it is to learn and for how long; the other choices would only make it compile again.
     chosen = ("head", "widths", "batch_size", "share_now", "share_final")
     return Recipe(**{name: getattr(recipe, name) for name in chosen})
-
-
-@jax.jit
-def _any_landscape(directions):
-    return directions[..., -1].any()  # the last one is of the landscape
 
 
 # Looked at once: it would take longer to optimise than to run.

@@ -43,10 +43,10 @@ def lengths(gram: Float[Array, "parts rows rows"], moved: Float[Array, "k steps"
 
 def _of_rows(gram, of_steps):
     """Combinations of steps as combinations of all rows."""
-    return jnp.pad(of_steps, ((0, 0), (0, gram.shape[-1] - of_steps.shape[-1])))
+    return jnp.pad(of_steps, [(0, 0)] * (of_steps.ndim - 1) + [(0, gram.shape[-1] - of_steps.shape[-1])])
 
 
-def since(saves: Float[Array, "k saves"]) -> Float[Array, "k steps"]:
+def since(saves: Float[Array, "*k saves"]) -> Float[Array, "*k steps"]:
     r"""Sums over saves of displacements from the last one, as sums over steps.
 
     .. math:: \sum_j a_j (w_j - w_n) = -\sum_k \Big( \sum_{j \le k} a_j \Big) (w_{k+1} - w_k)
@@ -60,21 +60,22 @@ def log_ratio(a, b):
 
 
 def motion(
-    seen: Evidence, moved: Float[Array, "displacements steps"], gram: Float[Array, "parts rows rows"]
-) -> Float[Array, "parts 17"]:
+    seen: Evidence, moved: dict[str, Float[Array, " steps"]], gram: Float[Array, "parts rows rows"]
+) -> dict[str, Float[Array, " parts"]]:
     """How each part has moved, in units of its way through the second half of the prefix: turns, noise, speeds, whether
     successive steps agree, and how far the optimizer's own steps would carry.
 
     Args:
       seen: what was observed.
-      moved: displacements since each eighth of the prefix, since the last save and the one before, as sums over steps.
+      moved: displacements since the quarters of the prefix, the last save and the one before, as sums over steps.
       gram: as `grams` makes it.
     """
     num_steps, num_rows = len(seen.steps), gram.shape[-1]
     optimizer, descent, root_square = jnp.eye(num_rows)[num_steps:]
-    moved, recent = _of_rows(gram, moved), recent_steps(seen)
-    mean_step = _of_rows(gram, (recent / recent.sum())[None])[0]  # recent steps are one at least
-    single = jnp.stack([moved[4], mean_step, optimizer, descent, root_square])
+    recent = recent_steps(seen)
+    moved = {name: _of_rows(gram, steps) for name, steps in moved.items()}
+    mean_step = _of_rows(gram, recent / recent.sum())  # recent steps are one at least
+    single = jnp.stack([moved["since_4_8"], mean_step, optimizer, descent, root_square])
     way, mean_length, optimizer_length, descent_length, root_mean_square = _rms(gram, single).T
     scale = jnp.maximum(way, TINY)
 
@@ -88,26 +89,32 @@ def motion(
     gap = seen.step[last] - seen.step[last - 1]
     rate = (seen.time[last] - seen.time[last - 1]) / jnp.where(gap > 0, gap, 1)
     carried = optimizer_length * rate * seen.step[last]
-    features = [
-        _turns(gram, moved, optimizer, descent),
-        log_ratio(noise, scale)[:, None],
-        log_ratio(_speeds(seen, squares), scale[:, None]),
-        agree[:, None],
-        log_ratio(carried, scale)[:, None],
-        log_ratio(descent_length, root_mean_square)[:, None],
-    ]
-    return jnp.concatenate(features, axis=-1)
+    return {
+        **_turns(gram, moved, optimizer, descent),
+        "noise": log_ratio(noise, scale),
+        **{f"speed_{name}": log_ratio(speed, scale) for name, speed in _speeds(seen, squares).items()},
+        "agreement": agree,
+        "carried": log_ratio(carried, scale),
+        "descent": log_ratio(descent_length, root_mean_square),
+    }
 
 
 def _turns(gram, moved, optimizer, descent):
-    """How the displacements of the four quarters of the prefix compare in length, and where they point. [parts, 8]."""
-    until = jnp.concatenate([moved[0:8:2], jnp.zeros_like(moved[:1])])
-    quarters = until[:-1] - until[1:]
-    lengths = _rms(gram, quarters)
-    left = jnp.stack([quarters[3], quarters[2] + quarters[3], moved[8], optimizer, descent])
-    right = jnp.stack([quarters[2], quarters[0] + quarters[1], moved[9] - moved[8], moved[4], moved[4]])
+    """How the displacements of the four quarters of the prefix compare in length, and where they point."""
+    start, first, half, last = (moved[f"since_{j}_8"] for j in (0, 2, 4, 6))
+    quarters = {1: start - first, 2: first - half, 3: half - last, 4: last}
+    length = dict(zip(quarters, _rms(gram, jnp.stack([*quarters.values()])).T, strict=True))
+    pairs = {
+        "quarters": (quarters[4], quarters[3]),
+        "halves": (quarters[3] + quarters[4], quarters[1] + quarters[2]),
+        "steps": (moved["since_last"], moved["since_second_last"] - moved["since_last"]),
+        "optimizer": (optimizer, half),
+        "descent": (descent, half),
+    }
+    left, right = map(jnp.stack, zip(*pairs.values(), strict=True))
     cosines = _products(gram, left, right) / (_rms(gram, left) * _rms(gram, right) + TINY)
-    return jnp.concatenate([log_ratio(lengths[:, 1:], lengths[:, :-1]), cosines], axis=-1)
+    lengths = {f"length_{k + 1}_to_{k}": log_ratio(length[k + 1], length[k]) for k in (1, 2, 3)}
+    return lengths | {f"turn_{name}": cosine for name, cosine in zip(pairs, cosines.T, strict=True)}
 
 
 def recent_steps(seen: Evidence) -> Float[Array, " steps"]:
@@ -118,10 +125,17 @@ def recent_steps(seen: Evidence) -> Float[Array, " steps"]:
 
 
 def _speeds(seen, squares):
-    """Root mean square speed, per length of the prefix, of the last two segments and of shares of the prefix. [parts, 5]."""
+    """Root mean square speed, per length of the prefix, of the last two segments and of shares of the prefix."""
     squares = squares / jnp.maximum(jnp.diff(seen.step), 1e-3)[None] ** 2
     last, until = seen.seen.sum() - 1, seen.progress[1:]
     save = jnp.arange(1, len(seen.step))
-    shares = [until > 7 / 8, (until > 3 / 4) & (until <= 7 / 8), until > 1 / 2]
-    when = jnp.stack([save == last, save == last - 1, *(share & seen.seen[1:] for share in shares)]).astype(jnp.float32)
-    return jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)[None]) * seen.step[last]
+    steps = {
+        "last": save == last,
+        "second_last": save == last - 1,
+        "last_eighth": until > 7 / 8,
+        "seventh_eighth": (until > 3 / 4) & (until <= 7 / 8),
+        "second_half": until > 1 / 2,
+    }
+    when = jnp.stack([chosen & seen.seen[1:] for chosen in steps.values()]).astype(jnp.float32)
+    speeds = jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)[None]) * seen.step[last]
+    return dict(zip(steps, speeds.T, strict=True))

@@ -123,9 +123,9 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
             pairs = draw_pairs(key, part, num, 1.0, 0.5)
             run, last, coordinate = (index[:, None] for index in pairs.place)
             saves = jax.vmap(points)(part.clock.step[run[:, 0]], last[:, 0])
-            past = part.weights[run, saves, coordinate] - pairs.context.origin[:, None]
+            past = part.weights[run, saves, coordinate] - pairs.features.origin[:, None]
             ahead = jnp.log(pairs.t.step / pairs.now.step)
-            parts.append((past / pairs.context.scale[:, None], ahead, pairs.x_t, pairs.weight))
+            parts.append((past / pairs.features.scale[:, None], ahead, pairs.x_t, pairs.weight))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def loss(params, key, batch):

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Context, Horizon
+from gfm_jax.base import Features, Horizon
 from gfm_jax.flows import flow_matching_loss, interpolate, lagrangian, linear
 from gfm_jax.forecasting.displacement import function_space_loss, laplace_nll, relative_huber
 from gfm_jax.forecasting.field import FieldParams, Move, move
+from gfm_jax.forecasting.names import DIRECTIONS, named
 from gfm_jax.forecasting.recipe import Recipe, clock, displacement, log_time, run_displacement, solved_displacement
 from gfm_jax.forecasting.windows import Windows, draw_pairs, draw_windows
 
@@ -95,7 +96,7 @@ def function_space(recipe: Recipe, losses: tuple[Callable, ...]) -> Objective:
 
     def loss(field, key, batch):
         def one(loss_of_weights, step, target):
-            origin, scale = step.context.origin, step.context.scale
+            origin, scale = step.features.origin, step.features.scale
             moved, log_error = run_displacement(recipe, field, step)
             forecast = origin + scale * moved
             error = jax.lax.stop_gradient(moved - (target - origin) / scale)
@@ -129,7 +130,7 @@ def draw_moves(
 ) -> tuple[Move, Float[Array, " n"], Float[Array, " n"]]:
     """Moves of n coordinates, near `recipe.batch_size`, where they end, and their weights, as a flow map learns from them."""
     pairs = _draw_pairs(key, windows, recipe.batch_size, recipe.share_now, recipe.share_final)
-    return Move(pairs.context, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
+    return Move(pairs.features, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
 
 
 def _draw_path_and_jumps(recipe, key, windows):
@@ -145,7 +146,7 @@ def _draw_path_and_jumps(recipe, key, windows):
     clock_speed = jnp.where(still, 1, elapsed / jnp.maximum(between.time, 1e-30))
     weight = jnp.where(still, 0, pairs.weight)
     near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
-    step = Move(pairs.context, pairs.now, between, between, near)
+    step = Move(pairs.features, pairs.now, between, between, near)
     jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
     return (step, path._replace(dx_t=path.dx_t / clock_speed), weight), jumps
 
@@ -182,7 +183,7 @@ def _draw_path_moves_and_jumps(recipe, key, windows):
     slope = jax.tree.map(
         lambda a, b: jnp.where(still, 0, (b - a) / jnp.where(still, 1, elapsed)), pairs.before, pairs.t
     )
-    off = Move(pairs.context, pairs.now, pairs.s, between, pairs.x_s)
+    off = Move(pairs.features, pairs.now, pairs.s, between, pairs.x_s)
     path, jumps = _draw_path_and_jumps(recipe, key_path, windows)
     return path, (off, slope, pairs.weight), jumps
 
@@ -202,6 +203,7 @@ def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tu
     """Whole runs: moves from the last observed save, and the true weights at their ends."""
     window, ahead = draw_windows(key, windows, num, share_final)
     run, last = windows.run[window], windows.last[window]
-    context: Context = jax.tree.map(lambda leaf: leaf[window], windows.context)
+    features: Features = jax.tree.map(lambda leaf: leaf[window], windows.features)
+    features = features._replace(directions=named(features.directions, DIRECTIONS))
     now, t = (windows.moment(run, save) for save in (last, ahead))
-    return Move(context, now, now, t, jnp.zeros_like(context.scale)), windows.weights[run, ahead]
+    return Move(features, now, now, t, jnp.zeros_like(features.scale)), windows.weights[run, ahead]

@@ -30,7 +30,7 @@ def save_at(run: Trajectory, fraction: float) -> int:
 
 
 def prefix_of(run: Trajectory, last: int) -> Trajectory:
-    """A run, or a batch of them, as it was known at save `last`; a landscape surveyed at its end is not.
+    """A run, or a batch of them, as it was known at save `last`; the curvature at its end is not.
 
     Args:
       run: [saves, ...], or [runs, saves, ...].
@@ -42,7 +42,7 @@ def prefix_of(run: Trajectory, last: int) -> Trajectory:
     run = as_run(run)
     by_save = run.step.ndim - 1
     last = save_index(run.step.shape[-1], last)
-    known = run._replace(finite=None, layout=None, landscape=None)
+    known = run._replace(finite=None, layout=None, curvature=None)
     known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
     return known._replace(layout=run.layout)
 

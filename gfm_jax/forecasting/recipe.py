@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
       share_final: share of pairs that end at the end of the run; the others end before it.
       function_steps, function_runs, function_rate: of the fit in function space: steps, runs a step, learning rate.
       weight: lambda, the weight of the relative squared error beside the loss at the forecast weights.
-      tube: width, in units of the context's scale, of the Gaussian tube round the path in which a velocity is learned: what
+      tube: width, in units of the features' scale, of the Gaussian tube round the path in which a velocity is learned: what
         only ever stood on a path does not know the way back to it, and its solution drifts off.
       solver_steps: steps of Heun's method that follow a velocity.
       coverage: of the intervals.
@@ -46,8 +46,8 @@ class Recipe(NamedTuple):
     withheld: tuple[tuple[str, ...], ...] = (
         ("mu", "trace"),
         ("state",),
-        ("landscape",),
-        ("state", "gradient", "loss", "mean_weights", "landscape"),
+        ("curvature",),
+        ("state", "gradient", "loss", "mean_weights", "curvature"),
     )
     num_steps: int = 4000
     batch_size: int = 2048
@@ -75,13 +75,13 @@ def log_time(now: Horizon, moment: Horizon) -> Float[Array, "*n"]:
 
 
 def displacement(recipe: Recipe, field: FieldParams, step: Move) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Displacement at t in one jump from s, and the logarithm of its expected error, in units of the context's scale."""
+    """Displacement at t in one jump from s, and the logarithm of its expected error, in units of the features' scale."""
     mean_velocity, log_error = move(recipe.head, recipe.widths, field, step)
     return jump(clock(step.now, step.s), clock(step.now, step.t), step.x_s, mean_velocity), log_error
 
 
 def solved_displacement(recipe: Recipe, field: FieldParams, step: Move) -> Float[Array, "*n"]:
-    """Displacement at t by an ODE solver, in the clock log(time) and in units of the context's scale; steps and rates
+    """Displacement at t by an ODE solver, in the clock log(time) and in units of the features' scale; steps and rates
     between the two moments are taken as linear in time."""
     import diffrax  # on first use: it takes half a second
 
@@ -101,7 +101,7 @@ def run_displacement(
     recipe: Recipe, field: FieldParams, step: Move
 ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
     """Displacement at t of every weight of a run, solved where the recipe learns a velocity, and the logarithm of its
-    expected error, in units of the context's scale."""
+    expected error, in units of the features' scale."""
     moved, log_error = displacement(recipe, field, step)
     if recipe.objective == "velocity":
         moved = solved_displacement(recipe, field, step)

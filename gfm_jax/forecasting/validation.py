@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from gfm_jax.base import Horizon, Landscape, Layout, Trajectory
+from gfm_jax.base import Curvature, Horizon, Layout, Trajectory
 from gfm_jax.checks import is_traced, on_host
 
 __all__ = ["as_run", "check_forecast", "good_runs", "is_forecastable", "save_index", "sound_runs"]
@@ -180,9 +180,9 @@ def _sound(xp, run: Trajectory, name: str) -> dict[str, Any]:
             sound[f"{name}: expected finite numbers in {part!r} (leave it out where it was not recorded)"] = finite(
                 array, (-2, -1)
             )
-    if run.landscape is not None:
-        around = [finite(leaf, tuple(range(step.ndim - 1, np.ndim(leaf)))) for leaf in run.landscape]
-        sound[f"{name}.landscape: expected finite numbers: the loss has none around the last weights"] = (
+    if run.curvature is not None:
+        around = [finite(leaf, tuple(range(step.ndim - 1, np.ndim(leaf)))) for leaf in run.curvature]
+        sound[f"{name}.curvature: expected finite numbers: the loss has none around the last weights"] = (
             around[0] & around[1] & around[2] & around[3]
         )
     return sound
@@ -274,7 +274,7 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
                 "`layout` to gfm_jax.pytrees.layout_of(weights)"
             )
         prefix = prefix._replace(layout=fitting.pop())
-    _check_landscape(prefix, dim)
+    _check_curvature(prefix, dim)
     horizon = _as_horizon(horizon, tuple(runs))
     if not is_traced(prefix, horizon):
         xp = _numbers(prefix, horizon)
@@ -284,11 +284,11 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
     return prefix, horizon
 
 
-def _check_landscape(prefix, dim):
-    if prefix.landscape is None:
+def _check_curvature(prefix, dim):
+    if prefix.curvature is None:
         return
-    if not isinstance(prefix.landscape, Landscape) or np.shape(prefix.landscape.gradient)[-1:] != (dim,):
-        raise ValueError("prefix.landscape: expected that of the same weights, as gfm_jax.forecasting.survey makes it")
+    if not isinstance(prefix.curvature, Curvature) or np.shape(prefix.curvature.gradient)[-1:] != (dim,):
+        raise ValueError("prefix.curvature: expected that of the same weights, as gfm_jax.measure_curvature finds it")
 
 
 # --- a fit leaves out -------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gfm_jax.base import Context, Horizon, Layout, Trajectory
+from gfm_jax.base import Features, Horizon, Layout, Trajectory
 from gfm_jax.compiling import quick_jit
-from gfm_jax.forecasting.curvature import landscape, metric
+from gfm_jax.forecasting.curvature import curvature_at, metric
 from gfm_jax.forecasting.evidence import SLOTS, complete, evidence
-from gfm_jax.forecasting.features import context
+from gfm_jax.forecasting.features import features_of
+from gfm_jax.forecasting.names import DIRECTIONS, named, stack, stacked
 from gfm_jax.forecasting.prefix import save_at
 from gfm_jax.forecasting.validation import as_run, sound_runs
 
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "landscape")  # parts of a record
+OPTIONAL = ("mean_weights", "gradient", "state", "learning_rate", "loss", "curvature")  # parts of a record
 MOST_WEIGHT = 1e6  # of a pair: errors are relative to how far the run moves, but for a thousandth of its scale
 
 
@@ -36,7 +37,7 @@ class Windows(NamedTuple):
     """Runs of one layout, each observed up to several saves.
 
     Attributes:
-      context: of each window, led by [windows].
+      features: of each window, stacked, directions too, and led by [windows].
       run, last: the run of each window, and the index of its last observed save.
       clock: step, time and learning rate of every save of every run, [runs, saves].
       weights: of every save of every run, [runs, saves, dim].
@@ -44,7 +45,7 @@ class Windows(NamedTuple):
       layout: which stretch of the weights is which tensor; of all of them, also where the windows are `thin`.
     """
 
-    context: Context
+    features: Features
     run: Int[Array, " windows"]
     last: Int[Array, " windows"]
     clock: Horizon
@@ -61,7 +62,7 @@ class Pairs(NamedTuple):
     """Two moments s <= t of one coordinate beyond the last observed one, `now`, and `before`, that of the save before t;
     displacements in units of its scale."""
 
-    context: Context
+    features: Features
     now: Horizon
     s: Horizon
     t: Horizon
@@ -85,41 +86,46 @@ def cut(
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
-      withheld: sets of parts ("gradient", "loss", "landscape", ...) and slots ("mu", ...) of the record; for each of them
+      withheld: sets of parts ("gradient", "loss", "curvature", ...) and slots ("mu", ...) of the record; for each of them
         one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
-      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its landscape is surveyed at every cut.
-      chunk: how many contexts are worked out side by side.
+      loss: `weights [dim] -> scalar`, on data that the runs were trained on; its curvature is measured at every cut.
+      chunk: of how many windows features are worked out side by side.
 
     Raises:
       ValueError: for a single run, a fraction that leaves fewer than two saves or none ahead, a part that does not exist, or
         runs of which one save is another fraction.
 
     Values are not looked at: a run that diverged makes windows that are not finite. `sound_runs` leaves such runs out.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> cut(runs, (0.25, 0.5)).last
+    Array([2, 2, 4, 4], dtype=int32)
     """
     runs = as_run(runs, "runs")
     if runs.weights.ndim != 3 or runs.layout is None:
         raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
     _check_cuts(runs, fractions, withheld)
     num_runs = runs.step.shape[0]
-    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, landscape=None))
+    moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, curvature=None))
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
     cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
-    saves, parts, surveyed = [last for last, _ in cuts], [], {}
+    saves, parts, measured = [last for last, _ in cuts], [], {}
     for last, names in cuts:
         known = hide(moving, names)
-        if loss is not None and "landscape" not in names:
-            place = (last, "nu" in (known.state or {}))  # a landscape depends on nothing else
-            if place not in surveyed:
+        if loss is not None and "curvature" not in names:
+            place = (last, "nu" in (known.state or {}))  # curvature depends on nothing else
+            if place not in measured:
                 weights = known.weights[:, last].astype(jnp.float32)
-                surveyed[place] = _landscapes(loss, weights, metric(known, last))
-            known = known._replace(landscape=surveyed[place])
+                measured[place] = _curvatures(loss, weights, metric(known, last))
+            known = known._replace(curvature=measured[place])
         seen, distance = _evidence(complete(known, last), last)
-        parts.append((_context(seen, runs.layout, min(chunk, num_runs)), distance))
-    contexts, distances = _concatenated(parts)
+        parts.append((_features(seen, runs.layout, min(chunk, num_runs)), distance))
+    features, distances = _concatenated(parts)
     clock = (runs.step, runs.time, np.ones(runs.time.shape) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
-        context=contexts,
+        features=features,
         run=jnp.asarray(np.tile(np.arange(num_runs), len(saves))),
         last=jnp.asarray(np.repeat(saves, num_runs)),
         clock=Horizon(*(jnp.asarray(array, jnp.float32) for array in clock)),
@@ -187,7 +193,7 @@ def cut_all(
 
 
 def _check_windows(windows, name):
-    finite = np.asarray(_are_finite(windows.distance, windows.context.run))
+    finite = np.asarray(_are_finite(windows.distance, windows.features.run))
     if not finite.all():
         bad = sorted(set(np.asarray(windows.run)[~finite].tolist()))
         raise ValueError(
@@ -208,7 +214,7 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
       windows: the parts.
       kept: for each part, the indices of the windows to keep.
     """
-    by_window = ("context", "run", "last", "distance")
+    by_window = ("features", "run", "last", "distance")
     starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
     parts = []
     for part, rows, start in zip(windows, kept, starts, strict=True):
@@ -236,9 +242,14 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
         raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
     dim = windows.layout.dim
     kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
-    by_coordinate = ("coordinate", "directions", "scale", "origin", "segment")
-    chosen = {name: getattr(windows.context, name)[:, kept] for name in by_coordinate}
-    return windows._replace(context=windows.context._replace(**chosen), weights=windows.weights[..., kept])
+    chosen = _of_weights(windows.features, lambda leaf: leaf[:, kept])
+    return windows._replace(features=chosen, weights=windows.weights[..., kept])
+
+
+def _of_weights(features, pick):
+    """The features of some weights: `pick` takes them out of every array that has a row for each."""
+    parts = ("coordinate", "directions", "scale", "origin", "segment")
+    return features._replace(**{part: pick(getattr(features, part)) for part in parts})
 
 
 def _evidence(records, last):
@@ -253,17 +264,21 @@ _evidence = quick_jit(_evidence, level=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _landscapes(loss, weights, metrics):
+def _curvatures(loss, weights, metrics):
     # One after the other: a convolution by many sets of weights at once is slower than as many convolutions.
-    return jax.lax.map(lambda at: landscape(loss, *at), (weights, metrics))
+    return jax.lax.map(lambda at: curvature_at(loss, *at), (weights, metrics))
 
 
-# Contexts are made once, and would take longer to optimise than to make.
-def _context(seen, layout, chunk):
-    return jax.lax.map(lambda one: context(one, layout), seen, batch_size=chunk)
+# Features are made once, and would take longer to optimise than to make.
+def _features(seen, layout, chunk):
+    def of_one(seen):
+        features = stacked(features_of(seen, layout))
+        return features._replace(directions=stack(features.directions, DIRECTIONS))
+
+    return jax.lax.map(of_one, seen, batch_size=chunk)
 
 
-_context = quick_jit(_context, static_argnums=(1, 2), level=1)
+_features = quick_jit(_features, static_argnums=(1, 2), level=1)
 
 
 @jax.jit
@@ -302,22 +317,16 @@ def draw_pairs(
     if adjacent:
         s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
 
-    every = windows.context
-    segment = every.segment[0, coordinate]
-    scale = every.scale[window, coordinate]
-    moment = functools.partial(windows.moment, run)
-    moved = lambda save: (windows.weights[run, save, coordinate] - every.origin[window, coordinate]) / scale
-    picked = Context(
-        coordinate=every.coordinate[window, coordinate],
-        tensor=every.tensor[window, segment],
-        run=every.run[window],
-        directions=every.directions[window, coordinate],
-        scale=scale,
-        origin=every.origin[window, coordinate],
-        segment=segment,
+    picked = _of_weights(windows.features, lambda leaf: leaf[window, coordinate])
+    picked = picked._replace(
+        tensor=picked.tensor[window, picked.segment],
+        run=picked.run[window],
+        directions=named(picked.directions, DIRECTIONS),
     )
+    moment = functools.partial(windows.moment, run)
+    moved = lambda save: (windows.weights[run, save, coordinate] - picked.origin) / picked.scale
     distance = windows.distance[window, goal]
-    weight = jnp.minimum(scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
+    weight = jnp.minimum(picked.scale**2 * windows.layout.dim / jnp.where(distance > 0, distance, 1), MOST_WEIGHT)
     weight = jnp.where(distance > 0, weight, 0)  # a run that does not move has no error relative to its motion
     return Pairs(
         picked, moment(last), moment(s), moment(t), moment(t - 1), moved(s), moved(t), weight, (run, last, coordinate)

@@ -207,10 +207,8 @@ def _arrays_of(trajectory, chunk) -> dict[str, np.ndarray]:
 def _flatten(trajectory: Trajectory) -> dict[str, Array | np.ndarray]:
     parts = trajectory._asdict()
     del parts["layout"]
-    if parts.pop("landscape") is not None:
-        raise ValueError(
-            "record_chunk: expected runs without a landscape, which is surveyed when runs are read, got one"
-        )
+    if parts.pop("curvature") is not None:
+        raise ValueError("record_chunk: expected runs without curvature, which is measured when runs are read, got one")
     state = parts.pop("state") or {}
     named = {name: array for name, array in parts.items() if array is not None}
     return named | {f"state.{slot}": array for slot, array in state.items()}

@@ -8,17 +8,17 @@ import optax
 import pytest
 from runs import batch_of, run_of, small_runs, small_task
 
-from gfm_jax.base import Landscape
+from gfm_jax.base import Curvature
 from gfm_jax.forecasting import (
-    DIRECTIONS,
+    curvature_at,
     cut,
     gradient_flow_matching,
     horizon_at,
-    landscape,
+    measure_curvature,
     observe,
     prefix_of,
-    survey,
 )
+from gfm_jax.forecasting.names import DIRECTIONS, KRYLOV, named, stack, stacked
 from gfm_jax.pytrees import unravel
 
 FIELD = {"num_steps": 30, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
@@ -52,7 +52,7 @@ def prefix():
 def test_krylov_directions_span_the_powers_and_are_orthonormal():
     loss, hessian, minimum = quadratic_loss(np.geomspace(0.1, 3, 9))
     metric = np.geomspace(0.2, 2, 9)
-    found = landscape(loss, jnp.zeros(9), jnp.array(metric))
+    found = curvature_at(loss, jnp.zeros(9), jnp.array(metric))
     krylov = np.asarray(found.krylov)
     np.testing.assert_allclose(krylov / metric @ krylov.T, np.eye(4), atol=1e-10)
     np.testing.assert_allclose(found.gradient, -hessian @ minimum, rtol=1e-10)
@@ -70,7 +70,7 @@ def test_krylov_directions_span_the_powers_and_are_orthonormal():
 def test_gradient_flow_on_a_quadratic_never_leaves_the_span():
     """With as many different eigenvalues as directions, wherever the flow is at any time."""
     loss, hessian, minimum = quadratic_loss([0.1, 0.1, 0.5, 0.5, 0.5, 2.0, 2.0, 4.0])
-    krylov = np.asarray(landscape(loss, jnp.zeros(8), jnp.ones(8)).krylov)
+    krylov = np.asarray(curvature_at(loss, jnp.zeros(8), jnp.ones(8)).krylov)
     values, vectors = np.linalg.eigh(hessian)
     for time in (0.3, 3.0, 30.0):
         moved = vectors @ ((1 - np.exp(-values * time)) * (vectors.T @ minimum))
@@ -78,58 +78,65 @@ def test_gradient_flow_on_a_quadratic_never_leaves_the_span():
 
 
 def test_directions_know_no_units(prefix):
-    seen, scaled = (observe(survey(prefix, loss)) for loss in (train_loss, lambda w: 100 * train_loss(w)))
-    where = [i for i, name in enumerate(DIRECTIONS) if name.startswith("krylov")]
-    assert len(where) == 4
-    directions = np.asarray(seen.directions)[:, where]
-    np.testing.assert_allclose(directions, np.asarray(scaled.directions)[:, where], rtol=2e-3, atol=2e-3)
-    for tensor in range(len(prefix.layout.sizes)):
-        inside = np.asarray(seen.segment) == tensor
-        np.testing.assert_allclose((directions[inside] ** 2).mean(0), 1, rtol=1e-4)
+    seen, scaled = (observe(measure_curvature(prefix, loss)) for loss in (train_loss, lambda w: 100 * train_loss(w)))
+    for name in KRYLOV:
+        direction = np.asarray(seen.directions[name])
+        np.testing.assert_allclose(direction, scaled.directions[name], rtol=2e-3, atol=2e-3)
+        for tensor in range(len(prefix.layout.sizes)):
+            inside = np.asarray(seen.segment) == tensor
+            np.testing.assert_allclose((direction[inside] ** 2).mean(), 1, rtol=1e-4)
 
 
-def test_without_a_survey_the_landscape_is_unknown(prefix):
-    around, blind = observe(survey(prefix, train_loss)), observe(prefix)
-    np.testing.assert_array_equal(blind.directions[:, -4:], 0)
-    assert float(around.run[-23]) == 1.0
-    assert float(blind.run[-23]) == 0.0
-    np.testing.assert_allclose(around.directions[:, :-4], blind.directions[:, :-4], rtol=1e-5, atol=1e-6)
-    assert prefix_of(survey(prefix, train_loss), 5).landscape is None  # it was that of a later save
+def test_without_a_measurement_there_is_no_curvature(prefix):
+    around, blind = observe(measure_curvature(prefix, train_loss)), observe(prefix)
+    for name in KRYLOV:
+        np.testing.assert_array_equal(blind.directions.pop(name), 0)
+        assert float(jnp.abs(around.directions.pop(name)).max()) > 0
+    assert float(around.run["has_curvature"]) == 1.0
+    assert float(blind.run["has_curvature"]) == 0.0
+    chex.assert_trees_all_close(around.directions, blind.directions, rtol=1e-5, atol=1e-6)
+    assert prefix_of(measure_curvature(prefix, train_loss), 5).curvature is None  # it was that of a later save
 
 
-def test_an_end_of_training_has_a_landscape_too():
+def test_an_end_of_training_has_curvature_too():
     """Where the gradient is zero, and where weights have none."""
     run = run_of(np.ones((5, 6)))
     for loss in (lambda w: jnp.sum((w - 1) ** 2), lambda w: w[0] ** 2):
-        chex.assert_tree_all_finite(observe(survey(run, loss)))
+        chex.assert_tree_all_finite(observe(measure_curvature(run, loss)))
 
 
-def test_windows_survey_every_cut(prefix):
+def test_windows_measure_curvature_at_every_cut(prefix):
     runs = small_runs()
-    windows = cut(runs, (0.5,), withheld=(("landscape",), ("state",)), loss=train_loss)
-    expected = jax.vmap(lambda run: observe(survey(run, train_loss)))(prefix_of(runs, 10))
+
+    def seen(run):
+        features = stacked(observe(measure_curvature(run, train_loss)))
+        return features._replace(directions=stack(features.directions, DIRECTIONS))
+
+    windows = cut(runs, (0.5,), withheld=(("curvature",), ("state",)), loss=train_loss)
+    expected = jax.vmap(seen)(prefix_of(runs, 10))
     close = {"rtol": 1e-3, "atol": 1e-3}
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.context), expected, **close)
-    blind = jax.tree.map(lambda leaf: leaf[6:12], windows.context)
-    chex.assert_trees_all_close(blind, cut(runs, (0.5,)).context, **close)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.features), expected, **close)
+    blind = jax.tree.map(lambda leaf: leaf[6:12], windows.features)
+    chex.assert_trees_all_close(blind, cut(runs, (0.5,)).features, **close)
     # without the second moment the directions are those of plain descent
-    plain = jax.vmap(lambda run: observe(survey(run, train_loss)))(prefix_of(runs._replace(state=None), 10))
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.context), plain, **close)
-    assert float(jnp.abs(plain.directions[..., -4:] - expected.directions[..., -4:]).max()) > 0.1
+    plain = jax.vmap(seen)(prefix_of(runs._replace(state=None), 10))
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[12:], windows.features), plain, **close)
+    plain, expected = (named(features.directions, DIRECTIONS) for features in (plain, expected))
+    assert all(float(jnp.abs(plain[name] - expected[name]).max()) > 0.1 for name in KRYLOV)
 
 
-def test_a_field_uses_the_landscape_that_it_was_fitted_with(prefix):
+def test_a_field_uses_the_curvature_that_it_was_fitted_with(prefix):
     forecaster, horizon = gradient_flow_matching(**FIELD), horizon_at(first(small_runs()), -1)
-    surveyed = survey(prefix, train_loss)
+    measured = measure_curvature(prefix, train_loss)
     blind = forecaster.fit(jax.random.key(0), [small_runs()])
-    forecasts = [forecaster.forecast(blind, run, horizon).weights for run in (prefix, surveyed)]
+    forecasts = [forecaster.forecast(blind, run, horizon).weights for run in (prefix, measured)]
     np.testing.assert_array_equal(*forecasts)
     seeing = forecaster.fit(jax.random.key(0), [small_runs()], [train_loss])
-    forecasts = [forecaster.forecast(seeing, run, horizon).weights for run in (prefix, surveyed)]
+    forecasts = [forecaster.forecast(seeing, run, horizon).weights for run in (prefix, measured)]
     assert float(jnp.abs(forecasts[0] - forecasts[1]).max()) > 1e-4
 
 
-def test_the_landscape_tells_what_a_prefix_cannot():
+def test_curvature_tells_what_a_prefix_cannot():
     """One-dimensional valleys with random minima: until it is cut, no run has moved in half of its weights."""
 
     def run_towards(minimum):
@@ -143,10 +150,10 @@ def test_the_landscape_tells_what_a_prefix_cannot():
 
     def error(know):
         about = lambda minimum: lambda w: jnp.sum((w - minimum) ** 2)
-        survey_one = lambda run, minimum: observe(survey(run, about(minimum)) if know else run)
-        seen = jax.vmap(survey_one)(prefixes, minima)
+        seen_by = lambda run, minimum: observe(measure_curvature(run, about(minimum)) if know else run)
+        seen = jax.vmap(seen_by)(prefixes, minima)
         basis, target = (
-            np.asarray(seen.directions * seen.scale[..., None]),
+            np.stack([direction * seen.scale for direction in seen.directions.values()], axis=-1),
             np.asarray(runs.weights[:, -1] - runs.weights[:, 8]),
         )
         solve = lambda b, y: b @ np.linalg.lstsq(b, y, rcond=None)[0]
@@ -160,8 +167,8 @@ def test_the_landscape_tells_what_a_prefix_cannot():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda run: survey(run, lambda w: w), "loss: expected a scalar"),
-        (lambda run: survey(run._replace(weights=None), train_loss), "run: expected recorded weights"),
+        (lambda run: measure_curvature(run, lambda w: w), "loss: expected a scalar"),
+        (lambda run: measure_curvature(run._replace(weights=None), train_loss), "run: expected recorded weights"),
         (
             lambda run: gradient_flow_matching(**FIELD).fit(jax.random.key(0), [small_runs()], [train_loss] * 2),
             "losses: expected one for each of the 1 batches",
@@ -173,11 +180,11 @@ def test_bad_input(call, match, prefix):
         call(prefix)
 
 
-def test_runs_of_any_optimizer_can_be_surveyed():
+def test_curvature_of_runs_of_any_optimizer():
     for optimizer in (optax.sgd, optax.adam):
         run = prefix_of(first(small_runs(optimizer)), 10)
-        around = survey(run, train_loss).landscape
-        assert isinstance(around, Landscape)
+        around = measure_curvature(run, train_loss).curvature
+        assert isinstance(around, Curvature)
         assert around.krylov.shape == (4, run.weights.shape[-1])
         down = jax.jvp(train_loss, (run.weights[-1],), (around.krylov[0],))[1]
         assert float(down) < 0
