@@ -316,13 +316,14 @@ class Forecast(NamedTuple):
 
 
 class Forecaster(NamedTuple):
-    """`fit(key, runs, losses=None) -> params`, then `forecast(params, prefix, horizon) -> Forecast` of one run.
+    """A way to say where a run will be.
 
-    `runs` is a sequence of trajectories, each a batch of runs of one layout. `losses`, one for each of them, are
-    functions `weights: [dim] -> scalar`, for those that look at the loss too.
+    Attributes:
+      learner: how it is fitted to runs: a trajectory with a batch of runs, or a sequence of them, each of one layout.
+      forecast: `(params, prefix, horizon) -> Forecast` of one run, or of each of a batch; see `gfm_jax.forecast`.
     """
 
-    fit: Callable[..., PyTree]
+    learner: Learner | Procedure
     forecast: Callable[[PyTree, Trajectory, Horizon], Forecast]
 
 

@@ -11,14 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfm_jax.flows import empirical_flow_matching, self_distilled_flow_map, unit_gaussian
+from gfm_jax.fitting import fit, with_defaults
+from gfm_jax.flows import flow_map, flow_matching, guide, sample, unit_gaussian
 from gfm_jax.networks import TimeMLP
-from gfm_jax.weights import autoencoder, baselines, flow_to_learn, identity, pca, standardized
+from gfm_jax.weights import Zoo, autoencoder, baselines, flow_to_learn, identity, pca, standardized
 from gfm_jax.weights.flow_to_learn import FlowToLearnParams, Origin
 
 NUM, DIM = 400, 6
 NET = TimeMLP((32, 32))
-FAST = {"num_steps": 400, "peak_rate": 5e-3, "average": 0.98}
+FAST = {"num_steps": 400, "learning_rate": 5e-3, "ema_decay": 0.98}
+VELOCITY, MAP = (with_defaults(flow(NET), **FAST) for flow in (flow_matching, flow_map))
+
+
+def fitted(key, model, *zoo):
+    return fit(key, model, Zoo(*zoo))[0]
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +41,20 @@ def init(key):
 
 
 FLOWS = {
-    "velocity": lambda: flow_to_learn(standardized(), empirical_flow_matching(NET, **FAST)),
-    "fitted": lambda: flow_to_learn(pca(4), empirical_flow_matching(NET, **FAST), source="fitted"),
-    "initial": lambda: flow_to_learn(standardized(), empirical_flow_matching(NET, **FAST), source=init),
-    "transport": lambda: flow_to_learn(pca(4), empirical_flow_matching(NET, **FAST), coupling="optimal_transport"),
-    "map": lambda: flow_to_learn(pca(4), self_distilled_flow_map(NET, **FAST)),
+    "velocity": flow_to_learn(standardized(), VELOCITY),
+    "fitted": flow_to_learn(pca(4), VELOCITY, source="fitted"),
+    "initial": flow_to_learn(standardized(), VELOCITY, source=init),
+    "transport": flow_to_learn(pca(4), VELOCITY, coupling="optimal_transport"),
+    "map": flow_to_learn(pca(4), MAP),
 }
 
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows_learn_the_law_of_the_weights(name, zoo, key):
     weights, _ = zoo
-    generator = FLOWS[name]()
-    params = generator.fit(key, weights)
-    found = generator.generate(key, params, 2000)
+    generator = FLOWS[name]
+    params = fitted(key, generator, weights)
+    found = sample(key, generator, params, 2000)
     np.testing.assert_allclose(found.mean(0), weights.mean(0), atol=0.35)
     np.testing.assert_allclose(found.std(0), weights.std(0), rtol=0.35)
     np.testing.assert_array_equal(generator.generate(key, params, 2000), found)
@@ -63,8 +69,8 @@ def generator_code(params):
 def test_conditions_are_followed_whatever_the_coupling(coupling, zoo, key):
     weights, cond = zoo
     groups = np.asarray(cond[:, 0] > 0)
-    generator = flow_to_learn(pca(3), empirical_flow_matching(NET, **FAST), coupling=coupling)
-    params = generator.fit(key, weights, cond, groups=groups)
+    generator = flow_to_learn(pca(3), VELOCITY, coupling=coupling)
+    params = fitted(key, generator, weights, cond, groups)
     found = generator.generate(key, params, NUM, cond)
     explained = 1 - jnp.sum((found - weights) ** 2) / jnp.sum((weights - weights.mean(0)) ** 2)
     assert explained > 0.7  # of which 2 x .09 x |directions|^2 is noise
@@ -74,33 +80,32 @@ def test_conditions_are_followed_whatever_the_coupling(coupling, zoo, key):
 
 def test_guidance_moves_away_from_what_has_no_condition(zoo, key):
     weights, cond = zoo
-    flow = empirical_flow_matching(NET, forget=0.3, **FAST)
-    params = flow.fit(key, weights - weights.mean(0), cond)
+    flow = flow_matching(NET, condition_dropout=0.3)
+    params, _ = fit(key, flow, (weights - weights.mean(0), cond), **FAST)
     at = jnp.broadcast_to(jnp.array([1.0, 0.0]), (300, 2))
-    ends = {g: flow.generate(key, params, 300, at, guidance=g).mean(0) for g in (0.0, 1.0, 2.0)}
-    nothing = flow.generate(key, params, 300, jnp.zeros((300, 2))).mean(0)
+    ends = {g: sample(key, guide(flow, g), params, 300, at).mean(0) for g in (0.0, 1.0, 2.0)}
+    nothing = sample(key, flow, params, 300, jnp.zeros((300, 2))).mean(0)
     np.testing.assert_allclose(ends[0.0], nothing, atol=1e-4)
+    np.testing.assert_allclose(ends[1.0], sample(key, flow, params, 300, at).mean(0), atol=1e-4)
     along = ends[1.0] - ends[0.0]
-    codes = flow_to_learn(identity(), flow)
     params = FlowToLearnParams((), params, unit_gaussian(weights[0]), Origin("gaussian", "independent"))
     start = jax.random.normal(key, (300, DIM))
-    through = {g: codes.generate(key, params, 300, at, guidance=g, x_0=start) for g in (1.0, 2.0)}
-    np.testing.assert_array_equal(through[2.0], flow.generate(key, params.flow, 300, at, guidance=2.0, x_0=start))
+    codes = {g: flow_to_learn(identity(), guide(flow, g)) for g in (1.0, 2.0)}
+    through = {g: sample(key, codes[g], params, 300, at, x_0=start) for g in codes}
+    np.testing.assert_array_equal(through[2.0], sample(key, guide(flow, 2.0), params.flow, 300, at, x_0=start))
     assert jnp.abs(through[2.0] - through[1.0]).max() > 0.1
     assert 1.3 < (ends[2.0] - ends[0.0]) @ along / (along @ along) < 3
 
 
 def test_a_fit_is_taken_up_where_it_was_left(zoo, key, tmp_path):
-    generator = FLOWS["velocity"]()
-    params = generator.fit(key, zoo[0], folder=tmp_path)
-    again = generator.fit(key, zoo[0], folder=tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, again.flow.network, params.flow.network)
-    np.testing.assert_array_equal(again.flow.history["loss"], params.flow.history["loss"])
+    params, again = (fit(key, FLOWS["velocity"], zoo[0], folder=tmp_path)[0] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert {path.name for path in tmp_path.iterdir()} == {"flow"}  # the codec is in closed form
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_killed_then_resumed(zoo, key, tmp_path):
-    """kill -9 when the encoder is fitted and the flow half; what resumes generates the same as what was never stopped."""
+    """kill -9 when the codec is fitted and the flow half; what resumes generates the same as what was never stopped."""
     script = textwrap.dedent(
         f"""
         import os, signal, sys
@@ -123,18 +128,16 @@ def test_killed_then_resumed(zoo, key, tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     generator, resumed = small_fit(tmp_path)
     _, straight = small_fit(None)
-    np.testing.assert_array_equal(
-        resumed.flow.history["loss"], straight.flow.history["loss"]
-    )  # those taken before, too
+    jax.tree.map(np.testing.assert_array_equal, resumed, straight)
     np.testing.assert_array_equal(generator.generate(key, resumed, 5), generator.generate(key, straight, 5))
 
 
 def small_fit(folder):
-    """A learned encoder and a flow on its codes."""
+    """A learned codec and a flow on its codes."""
     weights = jnp.sin(jnp.arange(60.0)).reshape(10, 6)
-    encoder = autoencoder(2, widths=(8,), num_steps=200)
-    generator = flow_to_learn(encoder, empirical_flow_matching(TimeMLP((8,)), num_steps=300))
-    return generator, generator.fit(jax.random.key(5), weights, folder=folder)
+    codec = with_defaults(autoencoder(2, widths=(8,)), num_steps=200)
+    generator = flow_to_learn(codec, with_defaults(flow_matching(TimeMLP((8,))), num_steps=300))
+    return generator, fit(jax.random.key(5), generator, weights, folder=folder)[0]
 
 
 BASELINES = {
@@ -154,7 +157,8 @@ BASELINES = {
 def test_every_baseline_keeps_the_contract(name, zoo, key):
     weights, cond = zoo
     generator = BASELINES[name]
-    params = generator.fit(key, weights, cond, folder=None, progress=None)
+    params, info = fit(key, generator, zoo)
+    assert info is None
     found = generator.generate(key, params, 10, cond[:10])
     assert found.shape == (10, DIM)
     assert found.dtype == weights.dtype
@@ -170,9 +174,8 @@ def test_parameters_are_kept_by_orbax_as_they_are(name, zoo, key, tmp_path):
     """And what comes back generates the same."""
     import orbax.checkpoint as ocp
 
-    generator = FLOWS[name]() if name in FLOWS else BASELINES[name]
-    weights, cond = zoo
-    params = generator.fit(key, weights, cond)
+    generator, (weights, cond) = (FLOWS | BASELINES)[name], zoo
+    params = fitted(key, generator, weights, cond)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
         checkpointer.wait_until_finished()
@@ -184,7 +187,7 @@ def test_parameters_are_kept_by_orbax_as_they_are(name, zoo, key, tmp_path):
 
 
 def made(name, zoo, key, num=2000, cond=None):
-    return BASELINES[name].generate(key, BASELINES[name].fit(key, *zoo), num, cond)
+    return BASELINES[name].generate(key, fitted(key, BASELINES[name], *zoo), num, cond)
 
 
 def test_what_baselines_make(zoo, key):
@@ -209,41 +212,49 @@ def test_what_baselines_make(zoo, key):
     [
         (lambda f, w, c: flow_to_learn(identity(), f, source="normal"), "source: expected 'gaussian', 'fitted'"),
         (lambda f, w, c: flow_to_learn(identity(), f, coupling="ot"), "coupling: expected one of independent"),
-        (lambda f, w, c: flow_to_learn(identity(), f).fit(jax.random.key(0), w, c, groups=[1]), "groups: expected one"),
+        (lambda f, w, c: fit_to(flow_to_learn(identity(), f), w, c, [1]), "groups: expected one"),
         (
-            lambda f, w, c: flow_to_learn(identity(), f, coupling="optimal_transport").fit(jax.random.key(0), w, c),
+            lambda f, w, c: fit_to(flow_to_learn(identity(), f, coupling="optimal_transport"), w, c),
             "groups: expected with conditions",
         ),
+        (lambda f, w, c: fit_to(flow_to_learn(pca(500), f), w), "expected those of at least 501 networks"),
+        (lambda f, w, c: made("retrieval", (w,), jax.random.key(0), 3, c[:3]), "cond: expected conditions in the fit"),
         (
-            lambda f, w, c: flow_to_learn(pca(500), f).fit(jax.random.key(0), w),
-            "expected those of at least 501 networks",
-        ),
-        (
-            lambda f, w, c: baselines.retrieval().generate(
-                jax.random.key(0), baselines.retrieval().fit(jax.random.key(0), w), 3, c[:3]
-            ),
-            "cond: expected conditions in the fit",
-        ),
-        (
-            lambda f, w, c: baselines.soup(900).generate(
-                jax.random.key(0), baselines.soup(900).fit(jax.random.key(0), w), 3
-            ),
+            lambda f, w, c: baselines.soup(900).generate(jax.random.key(0), fit_to(baselines.soup(900), w), 3),
             "num_mixed: expected at most the 400 networks",
         ),
-        (lambda f, w, c: empirical_flow_matching(NET, forget=1.0), r"forget: expected a share in \[0, 1\)"),
-        (lambda f, w, c: f.generate(jax.random.key(0), None, 3, c[:3], guidance=2.0), "guidance: expected conditions"),
+        (lambda f, w, c: guide(f, 2.0), "flow: expected one with condition_dropout or max_guidance"),
+        (lambda f, w, c: baselines.hypernetwork(identity(), num_steps=0), "num_steps: expected at least 1, got 0"),
+        (
+            lambda f, w, c: fit(jax.random.key(0), flow_to_learn(identity(), f), w, num_steps=3),
+            "num_steps: expected None for a method that is not fitted by one descent",
+        ),
     ],
 )
 def test_bad_input(call, message, zoo):
     with pytest.raises(ValueError, match=message):
-        call(empirical_flow_matching(NET, num_steps=10), *zoo)
+        call(flow_matching(NET), *zoo)
+
+
+def fit_to(model, *zoo):
+    return fitted(jax.random.key(0), model, *zoo)
+
+
+def test_a_codec_that_is_fitted_already_is_taken(zoo, key):
+    """Its parameters stand where those of the fit would."""
+    codec, (weights, cond) = pca(2), zoo
+    of_half, _ = fit(key, codec, weights[: NUM // 2])
+    for model in (flow_to_learn(codec, with_defaults(VELOCITY, num_steps=3)), baselines.ridge(codec)):
+        params = fitted(key, model, weights, cond, None, of_half)
+        jax.tree.map(np.testing.assert_array_equal, params.codec, of_half)
+        assert jnp.abs(fitted(key, model, weights, cond).codec.mean - of_half.mean).max() > 1e-3
 
 
 def test_retrieval_has_conditions_on_one_scale(key):
     """The second number is in thousands: it does not drown the first."""
     weights, cond = jnp.eye(3), jnp.array([[0.0, 1000.0], [1.0, 1000.0], [0.0, 1700.0]])
     model = baselines.retrieval()
-    found = model.generate(key, model.fit(key, weights, cond), 2, jnp.array([[0.9, 1500.0], [0.1, 1600.0]]))
+    found = model.generate(key, fitted(key, model, weights, cond), 2, jnp.array([[0.9, 1500.0], [0.1, 1600.0]]))
     np.testing.assert_array_equal(found, weights[jnp.array([1, 2])])
 
 
@@ -255,7 +266,7 @@ def test_baselines_of_any_dtype(name, key):
     weights, cond = rng.integers(0, 255, (30, DIM)).astype(np.uint8), rng.integers(0, 255, (30, 2)).astype(np.uint8)
     model = BASELINES[name]
     found, expected = (
-        model.generate(key, model.fit(key, w, c), 4, c[:4])
+        model.generate(key, fitted(key, model, w, c), 4, c[:4])
         for w, c in ((weights, cond), (weights.astype(np.float32), cond.astype(np.float32)))
     )
     assert found.dtype == jnp.float32
@@ -267,7 +278,7 @@ def test_baselines_of_any_dtype(name, key):
 def test_baselines_that_follow_conditions_need_them(name, zoo, key):
     """(wrong before 0.2)"""
     (weights, cond), model = zoo, BASELINES[name]
-    params = model.fit(key, weights, cond)
+    params = fitted(key, model, weights, cond)
     with pytest.raises(ValueError, match=r"cond: expected a vector for each of 3 networks, which .* follows, got none"):
         model.generate(key, params, 3)
     with pytest.raises(ValueError, match=r"cond: expected a vector for each of 3 samples, got shape \(5, 2\)"):
@@ -275,10 +286,10 @@ def test_baselines_that_follow_conditions_need_them(name, zoo, key):
     with pytest.raises(ValueError, match="cond: expected 2 numbers for each sample"):
         model.generate(key, params, 3, cond[:3, :1])
     with pytest.raises(ValueError, match="cond: expected a vector for each of 400 networks"):
-        model.fit(key, weights, cond[:5])
+        fitted(key, model, weights, cond[:5])
     if name != "retrieval":
         with pytest.raises(ValueError, match="cond: expected a vector for each of 400 networks, which"):
-            model.fit(key, weights)
+            fitted(key, model, weights)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -287,18 +298,16 @@ def test_a_zoo_of_one_network(key):
     one = jnp.ones((1, DIM))
     for name in ("interpolation", "perturbation", "gaussian"):
         with pytest.raises(ValueError, match="weights: expected at least 2"):
-            BASELINES[name].generate(key, BASELINES[name].fit(key, one), 2)
-    np.testing.assert_array_equal(
-        BASELINES["mean"].generate(key, BASELINES["mean"].fit(key, one), 2), jnp.ones((2, DIM))
-    )
+            made(name, (one,), key, 2)
+    np.testing.assert_array_equal(made("mean", (one,), key, 2), jnp.ones((2, DIM)))
     with pytest.raises(ValueError, match="num_mixed: expected at least 1, got 0"):
         baselines.soup(0)
     with pytest.raises(ValueError, match=r"weights: expected points \[num, dim\], got shape \(6,\)"):
-        BASELINES["mean"].fit(key, one[0])
+        fitted(key, BASELINES["mean"], one[0])
 
 
 def test_a_temperature_needs_a_gaussian(zoo, key):
-    generator = flow_to_learn(identity(), empirical_flow_matching(NET, num_steps=10), source=init)
-    params = generator.fit(key, zoo[0])
+    generator = flow_to_learn(identity(), with_defaults(VELOCITY, num_steps=10), source=init)
+    params = fitted(key, generator, zoo[0])
     with pytest.raises(ValueError, match="temperature: expected at least 0, and 1 but for a Gaussian source"):
         generator.generate(key, params, 3, temperature=0.5)

@@ -153,7 +153,7 @@ RESIDUALS = {
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_flow_maps_learn_a_gaussian(residual):
     flow = flow_map(NET, RESIDUALS[residual], std_0=1.0)
-    params, info = fitted(flow)
+    params, info = fitted(flow, num_steps=1000)
     for num_steps in (1, 4):
         mean, std = moments(drawn(flow, params, 4000, num_steps=num_steps))
         np.testing.assert_allclose(mean, MEAN, atol=0.12)

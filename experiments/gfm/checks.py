@@ -8,7 +8,7 @@ from experiments.gfm.synthetic import SETTINGS
 from experiments.gfm.zoo import NETWORKS, OPTIMIZERS, UNSEEN_OPTIMIZER
 from gfm_jax.base import Trajectory
 from gfm_jax.forecasting import save_at
-from gfm_jax.forecasting.recipe import Recipe
+from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
 from gfm_jax.runs import save_steps
 
 __all__ = ["check"]
@@ -58,7 +58,7 @@ def check(config: Config) -> None:
     run = Trajectory(save_steps(config.num_steps, config.num_saves), None)
     if not config.prefixes:
         raise ValueError("prefixes: expected at least one share of a run to observe, got none")
-    for field, fractions in (("prefixes", config.prefixes), ("num_saves", Recipe().fractions)):
+    for field, fractions in (("prefixes", config.prefixes), ("num_saves", FRACTIONS)):
         for fraction in fractions:
             try:
                 save_at(run, fraction)

@@ -3,59 +3,55 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from experiments.gfm.evaluate import Cohort, gated, loss_on
 from experiments.gfm.exam import Exam, Ledger, enter, fit_keys, progress
+from gfm_jax import forecasting
 from gfm_jax.base import Forecaster
-from gfm_jax.forecasting import Windows, forecast_windows, gradient_flow_matching
+from gfm_jax.fitting import fit
+from gfm_jax.forecasting import Windows, forecast_windows
 from gfm_jax.forecasting.gate import line_search
-from gfm_jax.forecasting.gradient_flow_matching import calibrate
+from gfm_jax.forecasting.gradient_flow_matching import calibrate_windows
 from gfm_jax.forecasting.intervals import UNIT
-from gfm_jax.forecasting.recipe import Recipe
 
-__all__ = ["Fitted", "learn_flow_maps", "learn_velocities"]
+__all__ = ["learn_flow_maps", "learn_velocities"]
 
 SHARES = (0.6, 1.0, 1.5, 2.2, 3.2)  # of the way to the forecast: with persistence and two averages 8 candidates
 GATED_ROWS = ("persistence", "lawa", "lawa_quarter")
-
-
-class Fitted(NamedTuple):
-    """The recipe and the parameters of a fitted field."""
-
-    recipe: Recipe
-    params: object
 
 
 def learn_velocities(exam: Exam) -> Ledger:
     """Fits a velocity, and a velocity with the flow map that it makes, `fit_seeds` times each, and scores them on the cohorts
     held out."""
     config, ledger = exam.config, Ledger({}, {}, {})
-    for objective in ("velocity", "self_distilled"):
-        # They are learned in a third of the steps of a flow map.
-        forecaster = gradient_flow_matching(objective, **_size(config) | {"num_steps": config.field_steps // 3})
+    methods = {"velocity": forecasting.gradient_flow_matching, "self_distilled": forecasting.self_distilled}
+    for name, method in methods.items():
+        forecaster = method(losses=exam.lessons.losses, batch_size=config.batch_rows)
         for seed, key in enumerate(fit_keys(config)):
-            _learn(exam, ledger, f"gfm_{objective}", forecaster, seed, key)
+            # They are learned in a third of the steps of a flow map.
+            _learn(exam, ledger, f"gfm_{name}", forecaster, seed, key, config.field_steps // 3)
     return ledger
 
 
-def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
+def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, PyTree]:
     """Fits a flow map, in weight space and on in function space, `fit_seeds` times, scores both and their gate on the cohorts
     held out, and returns the last one in weight space.
 
     `simple` holds the forecasts among which the gate may choose besides; it looks at images that were held out of training.
     """
     config, ledger = exam.config, Ledger({}, {}, {})
-    in_weight_space = gradient_flow_matching("flow_map", **_size(config))
-    in_function_space = gradient_flow_matching("function_space", function_steps=config.function_steps, **_size(config))
+    in_weight_space = forecasting.flow_map(losses=exam.lessons.losses, batch_size=config.batch_rows)
+    in_function_space = forecasting.function_space(exam.lessons.losses)
     gates = [loss_on(group.task, "validation") for group in exam.groups]
     for seed, key in enumerate(fit_keys(config)):
-        start, flow_map = _learn(exam, ledger, "gfm_flow_map", in_weight_space, seed, key)
-        _learn(exam, ledger, "gfm_function_space", in_function_space, seed, key, start)
+        steps = config.field_steps, config.function_steps
+        start, flow_map = _learn(exam, ledger, "gfm_flow_map", in_weight_space, seed, key, steps[0])
+        _learn(exam, ledger, "gfm_function_space", in_function_space, seed, key, steps[1], start)
         for prefix in config.prefixes:
             best = ledger.forecasts["gfm_function_space", prefix]
             others = [[simple.forecasts[row, prefix][i].weights for row in GATED_ROWS] for i in range(len(best))]
@@ -68,25 +64,20 @@ def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, Fitted]:
     return ledger, flow_map
 
 
-def _size(config):
-    return {"num_steps": config.field_steps, "batch_size": config.batch_rows}
-
-
-def _learn(exam, ledger, row, forecaster: Forecaster, seed, key, start=None):
+def _learn(exam, ledger, row, forecaster: Forecaster, seed, key, num_steps, start=None):
     """One fit: its parameters, and those with intervals; its forecasts go into the ledger."""
-    recipe, lessons = forecaster.fit.args[0], exam.lessons
-    windows = lessons.windows if start is None else lessons.whole
-    params = forecaster.fit(key, windows, lessons.losses, start=start, **progress(exam, row, seed))
-    calibrated, forecasts = _calibrated(recipe, params, exam.groups, exam.asked)
+    windows = exam.lessons.windows if start is None else exam.lessons.whole
+    params, _ = fit(key, forecaster, windows, num_steps=num_steps, start=start, **progress(exam, row, seed))
+    calibrated, forecasts = _calibrated(params, exam.groups, exam.asked)
     for prefix, of_groups in forecasts.items():
         enter(ledger, exam, row, prefix, of_groups)
     windows, as_compiled = exam.asked[exam.config.prefixes[-1]][-1], params._replace(half_width=UNIT)
-    forecast = functools.partial(forecast_windows, recipe, as_compiled, windows)
+    forecast = functools.partial(forecast_windows, as_compiled, windows)
     ledger.stopwatches[row] = _stopwatch(forecast, len(windows.run))
-    return params, Fitted(recipe, calibrated)
+    return params, calibrated
 
 
-def _calibrated(recipe, params, groups: list[Cohort], asked: dict[float, list[Windows]]):
+def _calibrated(params, groups: list[Cohort], asked: dict[float, list[Windows]]):
     """Intervals from the validation runs, in every cell of optimizer, learning rate and prefix; and all forecasts."""
     windows, rows, labels = [], [], []
     for prefix, parts in asked.items():
@@ -95,7 +86,7 @@ def _calibrated(recipe, params, groups: list[Cohort], asked: dict[float, list[Wi
             windows.append(part)
             rows.append(np.array(chosen, int))
             labels.append([(prefix, group.specs[i].optimizer, group.specs[i].peak_rate) for i in chosen])
-    params, forecasts = calibrate(recipe, params, windows, rows, labels)
+    params, forecasts = calibrate_windows(params, windows, rows, labels)
     num = len(groups)
     return params, {prefix: forecasts[i * num : (i + 1) * num] for i, prefix in enumerate(asked)}
 

@@ -4,6 +4,7 @@ from experiments.gfm.evaluate import forecast_cohort, stopwatch
 from experiments.gfm.exam import Exam, Ledger, enter, fit_keys, progress
 from experiments.side_by_side import side_by_side
 from gfm_jax.base import Forecaster
+from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.forecasting import baselines, nowcast
 
 __all__ = ["HISTORIES", "learn_histories"]
@@ -16,7 +17,8 @@ def learn_histories(exam: Exam) -> Ledger:
     """Fits each of them `fit_seeds` times, and scores it on the cohorts held out."""
     config, ledger, histories = exam.config, Ledger({}, {}, {}), _predictors(exam.config)
     for seed, key in enumerate(fit_keys(config)):
-        params = {row: f.fit(key, exam.lessons.windows, **progress(exam, row, seed)) for row, f in histories.items()}
+        windows = exam.lessons.windows
+        params = {row: fit(key, f, windows, **progress(exam, row, seed))[0] for row, f in histories.items()}
         if seed == 0:  # how long a forecast takes does not hang on what was learned
             for row, forecaster in histories.items():
                 ledger.stopwatches[row] = stopwatch(forecaster, params[row], exam.groups[0], config.prefixes[0])
@@ -35,5 +37,6 @@ def _predictors(config) -> dict[str, Forecaster]:
             histories[name] = baselines.lfd2(config.prefixes)
         else:  # a sequence model spends on each weight what the others spend on four
             batch = config.batch_rows // 4 if name in SEQUENCES else config.batch_rows
-            histories[name] = getattr(nowcast, name)(num_steps=config.nowcast_steps, batch_size=batch)
+            forecaster = getattr(nowcast, name)(batch_size=batch)
+            histories[name] = with_defaults(forecaster, num_steps=config.nowcast_steps)
     return histories

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from experiments.gfm.evaluate import MAX_LOSS, rows_of, trained
 from experiments.gfm.zoo import Batch, record_zoo
 from gfm_jax.forecasting import Windows, cut, merge, thin
-from gfm_jax.forecasting.recipe import Recipe
+from gfm_jax.forecasting.gradient_flow_matching import FEATURE_DROPOUT, FRACTIONS
 
 __all__ = ["Lessons", "learn_from"]
 
@@ -37,17 +37,16 @@ def learn_from(config, tasks, specs, loss_of: dict[str, Callable]) -> Lessons:
     Raises:
       ValueError: where a network has no run to learn from.
     """
-    recipe = Recipe()
 
     def look(batch: Batch):
         network, kept = batch.specs[0].network, trained(batch)
-        cuts = {"withheld": recipe.withheld, "loss": loss_of[network]}
-        windows = cut(batch.trajectory, recipe.fractions, **cuts)
+        cuts = {"feature_dropout": FEATURE_DROPOUT, "loss": loss_of[network]}
+        windows = cut(batch.trajectory, FRACTIONS, **cuts)
         part, whole = (windows, rows_of(windows, kept)), None
         if config.coordinates:
             part = (thin(windows, config.coordinates), part[1])
             some = (kept if len(kept) else np.zeros(1, int))[: config.whole_runs]
-            whole = cut(jax.tree.map(lambda leaf: leaf[some], batch.trajectory), recipe.fractions, **cuts)
+            whole = cut(jax.tree.map(lambda leaf: leaf[some], batch.trajectory), FRACTIONS, **cuts)
             whole = (whole, np.arange(len(whole.run) if len(kept) else 0))
         return network, part, whole, len(batch.specs) - len(kept)
 

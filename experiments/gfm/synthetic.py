@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from experiments.gfm.evaluate import Cohort, forecast_cohort, observed
 from gfm_jax.base import Forecast, OptimizerField
-from gfm_jax.forecasting import baselines, forecast_windows, gradient_flow_matching, save_at
+from gfm_jax.fitting import fit
+from gfm_jax.forecasting import baselines, flow_map, forecast_windows, save_at
+from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
-from gfm_jax.forecasting.recipe import Recipe
 from gfm_jax.optimizers.velocity import adam, momentum, rmsprop, sgd
 from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record_many, save_steps
 
@@ -70,9 +71,12 @@ def forecast_regressions(folder, config, num_problems: int = 4, num_runs: int = 
         setting = SETTINGS[name]
         learned, unseen = problems[:num_problems], problems[num_problems:]
         train = [_recorded(setting, task, num_runs, seed) for task in learned]
-        windows = [observed(cohort, Recipe().fractions) for cohort in train]
-        field = gradient_flow_matching("flow_map", num_steps=fit_steps, batch_size=1024)
-        fits = [field.fit(jax.random.fold_in(jax.random.key(seed), k), windows) for k in range(fit_seeds)]
+        windows = [observed(cohort, FRACTIONS) for cohort in train]
+        field, keys_fit = (
+            flow_map(batch_size=1024),
+            [jax.random.fold_in(jax.random.key(seed), k) for k in range(fit_seeds)],
+        )
+        fits = [fit(key, field, windows, num_steps=fit_steps)[0] for key in keys_fit]
         errors = {}  # row: [runs] of every fit
         for task in unseen:
             cohort = _recorded(setting, task, num_runs, seed + 1)
@@ -82,7 +86,7 @@ def forecast_regressions(folder, config, num_problems: int = 4, num_runs: int = 
             rows = {row: [forecast] for row, forecast in _simply(cohort).items()}
             rows["gfm_optimizer_aware"] = [_optimizer_aware(setting, cohort)]
             part = observed(cohort, (PREFIX,))
-            rows["gfm_flow_map"] = [forecast_windows(field.fit.args[0], params, part) for params in fits]
+            rows["gfm_flow_map"] = [forecast_windows(params, part) for params in fits]
             rows["oracle_final"] = [Forecast(cohort.runs.weights[:, -1])]
             for row, forecasts in rows.items():
                 scored = [_errors(cohort, forecast, ends) for forecast in forecasts]

@@ -1,10 +1,10 @@
 """From scores of single runs to the rows of the tables, and to the arrays behind the figures."""
 
 import numpy as np
+from jaxtyping import PyTree
 
 from experiments.gfm.evaluate import Cohort, forecast_cohort
 from experiments.gfm.exam import Exam, Ledger
-from experiments.gfm.fields import Fitted
 from experiments.gfm.zoo import SPLITS
 from gfm_jax.forecasting import baselines, forecast_windows, save_at
 
@@ -63,7 +63,7 @@ def markdown(ledger: Ledger, groups: list[Cohort], split: str, prefixes) -> str:
     return "\n".join(lines)
 
 
-def arrays_of(ledger: Ledger, exam: Exam, prefixes, flow_map: Fitted) -> dict[str, np.ndarray]:
+def arrays_of(ledger: Ledger, exam: Exam, prefixes, flow_map: PyTree) -> dict[str, np.ndarray]:
     """What the figures are drawn from: the metrics of every run, errors by horizon, and one run with its forecasts."""
     groups = exam.groups
     arrays = {"prefixes": np.array(prefixes), "splits": np.array(HELD_OUT)}
@@ -92,7 +92,7 @@ def arrays_of(ledger: Ledger, exam: Exam, prefixes, flow_map: Fitted) -> dict[st
     return arrays
 
 
-def _by_horizon(group: Cohort, window, inside, prefix, flow_map: Fitted, num: int = 8):
+def _by_horizon(group: Cohort, window, inside, prefix, flow_map: PyTree, num: int = 8):
     """Relative squared error of forecasts of nearer and farther saves, [horizons, runs], from one prefix."""
     simple = {"lawa": baselines.lawa(), "lawa_half_log": baselines.lawa_half_log(), "log_time": baselines.log_time()}
     last, final = save_at(group.runs, prefix), group.runs.step.shape[1] - 1
@@ -101,7 +101,7 @@ def _by_horizon(group: Cohort, window, inside, prefix, flow_map: Fitted, num: in
     errors = {}
     for save in saves:
         found = forecast_cohort(simple, dict.fromkeys(simple, ()), group, prefix, save=int(save), simple=True)
-        found["gfm_flow_map"] = forecast_windows(flow_map.recipe, flow_map.params, window, int(save))
+        found["gfm_flow_map"] = forecast_windows(flow_map, window, int(save))
         for row, forecast in found.items():
             error = squared(forecast.weights - weights[:, save]) / squared(weights[:, last] - weights[:, save])
             errors.setdefault(f"horizon/{row}", []).append(error)

@@ -171,7 +171,8 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.forecasting import gradient_flow_matching, horizon_at, prefix_of
+    from gfm_jax.fitting import fit
+    from gfm_jax.forecasting import flow_map, horizon_at, prefix_of
     from gfm_jax.runs import record, record_many, save_steps
 
     task, key = _problem((width, 256, 10), 784)
@@ -182,8 +183,8 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
     # What is in the parameters does not matter to the time: fitted briefly, to small networks.
     small, _ = _problem((4, 10))
     runs = record_many(jax.random.split(key, 4), small, optax.adam, jnp.full(40, 1e-3), save_steps(40, 20))
-    forecaster = gradient_flow_matching("flow_map", head=head, num_steps=2, batch_size=64)
-    params = forecaster.fit(key, [runs])
+    forecaster = flow_map(head=head, batch_size=64)
+    params, _ = fit(key, forecaster, runs, num_steps=2)
     foretell = jax.jit(functools.partial(forecaster.forecast, params))
     seconds = _fastest(lambda: jax.block_until_ready(foretell(prefix, horizon)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from gfm_jax.base import Defaults, Learner
+from gfm_jax.base import Config, Defaults, Learner
 from gfm_jax.checks import as_float, as_points, check_count, check_finite
 from gfm_jax.pytrees import map_rows
 
@@ -107,7 +107,7 @@ def flow_params(network: PyTree, data: FlowData) -> FlowParams:
     return FlowParams(network, jnp.full_like(data.x_1[0], data.std_0), Conditions(columns))
 
 
-def flow_learner(init_network, sample, loss, config: dict, defaults: Defaults, prepare) -> Learner:
+def flow_learner(init_network, sample, loss, config: Config, defaults: Defaults, prepare) -> Learner:
     """The learner of a flow.
 
     Args:

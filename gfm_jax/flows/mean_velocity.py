@@ -12,7 +12,10 @@ __all__ = ["jump", "velocity_of"]
 
 
 def jump(
-    s: Float[Array, "*#n"], t: Float[Array, "*#n"], x: Float[Array, "*n"], mean_velocity: Float[Array, "*n"]
+    s: Float[Array, "*#n"] | float,
+    t: Float[Array, "*#n"] | float,
+    x: Float[Array, "*n"],
+    mean_velocity: Float[Array, "*n"],
 ) -> Float[Array, "*n"]:
     r"""The flow map that a mean velocity stands for.
 

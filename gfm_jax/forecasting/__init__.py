@@ -11,9 +11,16 @@ from gfm_jax.forecasting.displacement import (
 )
 from gfm_jax.forecasting.evidence import log_of_loss
 from gfm_jax.forecasting.features import from_first_motion, line_weights, observe
-from gfm_jax.forecasting.field import Coefficients, FieldParams, Move, check_widths, init_field, move
+from gfm_jax.forecasting.field import Coefficients, FieldKind, FieldParams, Move, init_field, move
 from gfm_jax.forecasting.forecaster import forecast
-from gfm_jax.forecasting.gradient_flow_matching import forecast_windows, gradient_flow_matching
+from gfm_jax.forecasting.gradient_flow_matching import (
+    calibrate,
+    flow_map,
+    forecast_windows,
+    function_space,
+    gradient_flow_matching,
+    self_distilled,
+)
 from gfm_jax.forecasting.names import DIRECTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
@@ -25,13 +32,17 @@ __all__ = [
     "horizon_at_step",
     "Coefficients",
     "DIRECTIONS",
+    "FieldKind",
     "FieldParams",
+    "calibrate",
+    "flow_map",
+    "function_space",
+    "self_distilled",
     "Move",
     "Windows",
     "as_run",
     "baselines",
     "check_forecast",
-    "check_widths",
     "curvature_at",
     "cut",
     "cut_all",

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Forecast, Forecaster, Horizon, Trajectory
+from gfm_jax.base import Forecast, Forecaster, Horizon, Procedure, Trajectory, config_of
 from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import from_first_motion, line_weights
-from gfm_jax.forecasting.forecaster import forecaster_of, nothing_to_fit
+from gfm_jax.forecasting.forecaster import forecaster_of, unfitted
 from gfm_jax.forecasting.windows import cut_all
 
 __all__ = [
@@ -33,7 +33,9 @@ ROUNDING = 1e-6  # of the square of the leading mode
 # --- combinations of saves: w(m) = sum_k a_k w_k ----------------------------------------------------------------------
 
 
-def _combination(weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]]) -> Forecaster:
+def _combination(
+    learner: Procedure, weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]]
+) -> Forecaster:
     """A forecaster that is a row of weights on the saves, which sum to one."""
 
     @jax.default_matmul_precision("highest")
@@ -44,19 +46,24 @@ def _combination(weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, 
         moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin[None])
         return Forecast(origin + moved)
 
-    return forecaster_of(nothing_to_fit, forecast)
+    return forecaster_of(learner, forecast)
 
 
 def persistence() -> Forecaster:
     """The last observed weights, w_n: hard to beat, and what every relative error is relative to."""
-    return _combination(lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0))
+    return _combination(
+        unfitted("forecasting.baselines.persistence"),
+        lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0),
+    )
 
 
 def lawa(num_last: int | float = 5) -> Forecaster:
     """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a share of the prefix."""
     if num_last <= 0:
         raise ValueError(f"num_last: expected a number of saves, or a share of them below 1, got {num_last}")
-    return _combination(lambda prefix, horizon: _last(prefix, num_last))
+    return _combination(
+        unfitted("forecasting.baselines.lawa", num_last=num_last), lambda prefix, horizon: _last(prefix, num_last)
+    )
 
 
 def lawa_half_log(num_last: int = 5) -> Forecaster:
@@ -65,7 +72,7 @@ def lawa_half_log(num_last: int = 5) -> Forecaster:
     def weights_of_saves(prefix, horizon):
         return _last(prefix, num_last) + 0.5 * _line(prefix, horizon, jnp.log, "time", start=1 / 4)
 
-    return _combination(weights_of_saves)
+    return _combination(unfitted("forecasting.baselines.lawa_half_log", num_last=num_last), weights_of_saves)
 
 
 def linear(clock: str = "time") -> Forecaster:
@@ -74,17 +81,26 @@ def linear(clock: str = "time") -> Forecaster:
     Args:
       clock: "time" (the sum of learning rates) or "step".
     """
-    return _combination(lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2))
+    return _combination(
+        unfitted("forecasting.baselines.linear", clock=clock),
+        lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2),
+    )
 
 
 def log_time(clock: str = "time") -> Forecaster:
     """A least-squares line in the logarithm of the clock over the last three quarters, continued from w_n."""
-    return _combination(lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4))
+    return _combination(
+        unfitted("forecasting.baselines.log_time", clock=clock),
+        lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4),
+    )
 
 
 def sqrt_time(clock: str = "time") -> Forecaster:
     """A least-squares line in the square root of the clock over the last three quarters: diffusion, continued from w_n."""
-    return _combination(lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4))
+    return _combination(
+        unfitted("forecasting.baselines.sqrt_time", clock=clock),
+        lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4),
+    )
 
 
 def _last(prefix, num_last):
@@ -105,7 +121,7 @@ def _line(prefix, horizon, scale, clock, start):
 # --- modes of the motion: the same, with weights on the saves that depend on their Gram matrix ------------------------
 
 
-def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaster:
+def _modal(learner: Procedure, weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaster:
     """A forecaster from `(gram, prefix, horizon) -> weights on the saves`, of the whole motion or of every tensor's own.
 
     The Gram matrix [saves, saves] of the displacements from w_n is all that modes need, however many weights there are.
@@ -123,7 +139,7 @@ def _modal(weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaste
         ahead = jnp.concatenate([row @ part for row, part in zip(rows, parts, strict=True)])
         return Forecast(weights[-1] + ahead)
 
-    return forecaster_of(nothing_to_fit, forecast)
+    return forecaster_of(learner, forecast)
 
 
 def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:
@@ -155,7 +171,7 @@ def exponential(rank: int = 3) -> Forecaster:
         factor = jnp.clip(factor, 0.0, 0.999)
         return (steps[-1] * factor * (1 - factor ** _saves_ahead(prefix, horizon)) / (1 - factor)) @ modes
 
-    return _modal(weights_of_saves)
+    return _modal(unfitted("forecasting.baselines.exponential", rank=rank), weights_of_saves)
 
 
 def rank1() -> Forecaster:
@@ -167,7 +183,7 @@ def rank1() -> Forecaster:
         slope = line_weights(prefix.step.astype(jnp.float32), jnp.ones(len(gram))) @ coordinates[:, 0]
         return slope * (horizon.step - prefix.step[-1]) * modes[0] @ since_start
 
-    return _modal(weights_of_saves)
+    return _modal(unfitted("forecasting.baselines.rank1"), weights_of_saves)
 
 
 def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
@@ -200,7 +216,7 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
         end = end + share * ((end - mean_before) @ operator + mean_after - end)
         return (end - last) @ modes @ centre
 
-    return _modal(weights_of_saves, per_tensor=True)
+    return _modal(unfitted("forecasting.baselines.dmd", rank=rank, start=start), weights_of_saves, per_tensor=True)
 
 
 def _affine_power(operator: Float[Array, "rank rank"], shift: Float[Array, " rank"], count: Float[Array, ""]):
@@ -234,8 +250,7 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     if every < 1:
         raise ValueError(f"every: expected one weight in 1 or more, got {every}")
 
-    def fit(key, runs, losses=None, *, folder=None, mesh=None, progress=None):
-        del key, losses, folder, mesh, progress
+    def fit_pairs(key, runs, *, folder, progress):
         parts = [_examples(fractions, every, windows) for windows in cut_all(runs, fractions)]
         since, origin, moved, nearest = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return jnp.stack([_l1_regression(since, origin, moved, (nearest == i) * 1.0) for i in range(len(fractions))])
@@ -247,7 +262,8 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
         a, b = params[nearest]
         return Forecast(last + a * (last - first) + b * last)
 
-    return forecaster_of(fit, forecast)
+    learner = Procedure(fit_pairs, config_of("forecasting.baselines.lfd2", fractions=fractions, every=every))
+    return forecaster_of(learner, forecast)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,16 +1,18 @@
 """The learned field on coordinates: it chooses among directions that the observed prefix offers."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Features, Horizon
 from gfm_jax.forecasting.names import DIRECTIONS, HORIZON, OUTPUTS, named, stack
 
-__all__ = ["Coefficients", "FieldParams", "Move", "check_widths", "init_field", "inputs", "mix", "move"]
+__all__ = ["Coefficients", "FieldKind", "FieldParams", "Move", "init_field", "inputs", "mix", "move", "widths_of"]
 
 BOUND = 8.0  # standardised features are cut off here: what was never seen in training must not run away
 
@@ -32,12 +34,28 @@ class Move(NamedTuple):
     x_s: Float[Array, "*n"]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class FieldKind:
+    """What a field is.
+
+    Attributes:
+      head: "coordinate" (coefficients of its own for every weight, and a residual) or "tensor" (coefficients that a tensor
+        shares, so that its cost hardly grows with the network).
+      num_solver_steps: steps of Heun's method that follow a velocity to its horizon; None for a flow map.
+    """
+
+    head: Literal["coordinate", "tensor"]
+    num_solver_steps: int | None = None
+
+
 class FieldParams(NamedTuple):
-    """Parameters of the network, and the standardisation of its features."""
+    """Parameters of the network, the standardisation of its features, and what it is."""
 
     network: PyTree
     shift: Float[Array, " features"]
     spread: Float[Array, " features"]
+    kind: FieldKind
 
 
 class Coefficients(nn.Module):
@@ -127,38 +145,27 @@ def mix(
     return sum(of_weights(coefficients[name]) * sides[name] for name in ("x_s", *DIRECTIONS) if name in sides)
 
 
-def move(head: str, widths: Sequence[int], params: FieldParams, step: Move) -> tuple[Array, Array]:
-    """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale.
-
-    A "coordinate" head has coefficients of its own for every weight, and a residual; a "tensor" head shares them over
-    each tensor, so that its cost hardly grows with the network.
-    """
-    features = step.features
+def move(params: FieldParams, step: Move) -> tuple[Array, Array]:
+    """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale."""
+    features, head = step.features, params.kind.head
     whole_run = features.tensor.shape[:-1] != features.scale.shape
     of_weights = (lambda part: part[features.segment]) if whole_run else lambda part: part
     shared, own = inputs(head, step)
     num_shared = shared.shape[-1]
-    if num_shared + own.shape[-1] != len(params.shift):
-        raise ValueError(
-            f"params: expected those of a field of {num_shared + own.shape[-1]} features, as a {head!r} head has them, "
-            f"got {len(params.shift)}: the field was fitted with another head"
-        )
     shared = _standardised(shared, params.shift[:num_shared], params.spread[:num_shared])
     own = _standardised(own, params.shift[num_shared:], params.spread[num_shared:])
-    check_widths(widths, params)
+    network = Coefficients(widths_of(params))
     if head == "coordinate":
-        outputs = Coefficients(widths).apply(params.network, shared, own, of_weights)
+        outputs = network.apply(params.network, shared, own, of_weights)
         return mix(outputs, step) + outputs["residual"], outputs["log_error"]
-    outputs = Coefficients(widths).apply(params.network, shared, own)
+    outputs = network.apply(params.network, shared, own)
     return mix(outputs, step, of_weights), of_weights(outputs["log_error"])
 
 
-def check_widths(widths: Sequence[int], params: FieldParams) -> None:
-    """Raises ValueError for parameters of a field with other hidden layers than these."""
+def widths_of(params: FieldParams) -> tuple[int, ...]:
+    """The widths of a field's hidden layers."""
     layers = params.network["params"]
-    found = tuple(layers[f"hidden_{i}"]["bias"].shape[-1] for i in range(len(layers) - 1))
-    if found != tuple(widths):
-        raise ValueError(f"params: expected a field of widths {tuple(widths)}, got one that was fitted with {found}")
+    return tuple(layers[f"hidden_{i}"]["bias"].shape[-1] for i in range(len(layers) - 1))
 
 
 def _standardised(features, shift, spread):
@@ -166,9 +173,10 @@ def _standardised(features, shift, spread):
     return jnp.clip((features - shift[lead]) / spread[lead], -BOUND, BOUND)
 
 
-def init_field(key: Array, head: str, widths: Sequence[int], step: Move) -> FieldParams:
+def init_field(key: Array, kind: FieldKind, widths: Sequence[int], step: Move) -> FieldParams:
     """An untrained field, its features standardised by those of a sample of moves."""
-    shared, own = inputs(head, step)
+    shared, own = inputs(kind.head, step)
     features, network = jnp.concatenate([shared, own], axis=-1), Coefficients(widths)
     spread = features.std(0)
-    return FieldParams(network.init(key, shared[:1], own[:1]), features.mean(0), jnp.where(spread > 1e-3, spread, 1.0))
+    params = network.init(key, shared[:1], own[:1])
+    return FieldParams(params, features.mean(0), jnp.where(spread > 1e-3, spread, 1.0), kind)

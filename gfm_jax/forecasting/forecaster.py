@@ -1,30 +1,30 @@
 """Forecasts of a run or of a batch: input is checked, batches are mapped, and the program is compiled once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Trajectory
+from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Procedure, Trajectory, config_of
 from gfm_jax.checks import is_traced
 from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
 from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable
-from gfm_jax.forecasting.windows import Windows
 from gfm_jax.pytrees import map_rows
 
-__all__ = ["forecast", "forecaster_of", "nothing_to_fit"]
+__all__ = ["forecast", "forecaster_of", "unfitted"]
 
 
 def forecaster_of(
-    fit: Callable[..., PyTree],
+    learner: Learner | Procedure,
     forecast_one: Callable[[PyTree, Trajectory, Horizon], Forecast],
     layouts: Callable[[PyTree], Sequence[Layout]] = lambda params: (),
 ) -> Forecaster:
     """The forecaster whose `forecast` takes one run or a batch of runs.
 
     Args:
-      fit: as `Forecaster` has it.
+      learner: as `Forecaster` has it.
       forecast_one: `(params, prefix, horizon) -> Forecast` of one run, whose parts are arrays.
       layouts: `(params) -> layouts` of the runs that the parameters were fitted to.
 
@@ -55,21 +55,12 @@ def forecaster_of(
             return in_a_trace(params, run)
         return jax.vmap(lambda run: in_a_trace(params, run))(run)
 
-    return Forecaster(fit, forecast)
+    return Forecaster(learner, forecast)
 
 
-def nothing_to_fit(
-    key: Array,
-    runs: Sequence[Trajectory | Windows] | Trajectory,
-    losses: Sequence[Callable] | None = None,
-    *,
-    folder: str | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-    progress: str | bool = False,
-) -> tuple[()]:
-    """The fit of a forecaster in closed form: it has no parameters, and takes what other fits take."""
-    del key, runs, losses, folder, mesh, progress
-    return ()
+def unfitted(method: str, **choices: Any) -> Procedure:
+    """The learner of a forecaster in closed form, which has no parameters."""
+    return Procedure(lambda key, data, *, folder, progress: (), config_of(method, **choices))
 
 
 def forecast(

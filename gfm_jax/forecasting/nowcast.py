@@ -1,7 +1,7 @@
 """Nowcasters: networks that look at nothing but one weight's own history."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from gfm_jax.base import Forecast, Forecaster, Learner
-from gfm_jax.checks import check_choices, check_count
-from gfm_jax.fitting import fit
+from gfm_jax.base import Defaults, Forecast, Forecaster, Learner, config_of
+from gfm_jax.checks import check_count
 from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.forecaster import forecaster_of
@@ -45,7 +44,7 @@ class TwoStreams(nn.Module):
         return MLP((self.width, 1), zero_output=True)(together)[..., 0]
 
 
-class Sequence(nn.Module):
+class OfSequence(nn.Module):
     """The whole history as a sequence, by an LSTM or a Transformer."""
 
     model: nn.Module
@@ -57,34 +56,81 @@ class Sequence(nn.Module):
         return self.model(channels)[..., 0]
 
 
-class Schooling(NamedTuple):
-    """How a nowcaster is fitted: fractions of a run observed, points of history, steps, batch and learning rate."""
-
-    fractions: tuple[float, ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
-    num_points: int = 16
-    num_steps: int = 1000
-    batch_size: int = 2048
-    peak_rate: float = 2e-3
+FRACTIONS = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
-def introspection(**schooling) -> Forecaster:
-    """Introspection: one hidden layer on four points of a weight's history."""
-    return _nowcaster(Introspection(), _schooling(schooling))
+def nowcaster_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Adam on a cosine, gradients scaled to a norm of at most 1."""
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    )
 
 
-def wnn(**schooling) -> Forecaster:
-    """The Weight Nowcaster Network's two streams, on the last five points, fitted to the runs given."""
-    return _nowcaster(TwoStreams(), _schooling(schooling))
+DEFAULTS = Defaults(num_steps=1000, learning_rate=2e-3, optimizer=nowcaster_optimizer, ema_decay=0.99)
 
 
-def lstm(**schooling) -> Forecaster:
-    """An LSTM over a weight's history, at half as many points as the others see: each costs it more."""
-    return _nowcaster(Sequence(LSTM(width=16)), _schooling({"num_points": 8} | schooling))
+def introspection(
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    num_points: int = 16,
+    batch_size: int = 2048,
+) -> Forecaster:
+    """Introspection: one hidden layer on four points of a weight's history.
+
+    Args:
+      fractions: fractions of a run that are observed in training, each in (0, 1).
+      num_points: points of the history, at least 1.
+      batch_size: weights in a batch.
+    """
+    return _nowcaster("introspection", Introspection(), fractions, num_points, batch_size)
 
 
-def transformer(**schooling) -> Forecaster:
-    """A Transformer over a weight's history, at half as many points as the others see: each costs it more."""
-    return _nowcaster(Sequence(Transformer(width=16)), _schooling({"num_points": 8} | schooling))
+def wnn(
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    num_points: int = 16,
+    batch_size: int = 2048,
+) -> Forecaster:
+    """The Weight Nowcaster Network's two streams, on the last five points, fitted to the runs given.
+
+    Args:
+      fractions: fractions of a run that are observed in training, each in (0, 1).
+      num_points: points of the history, at least 1.
+      batch_size: weights in a batch.
+    """
+    return _nowcaster("wnn", TwoStreams(), fractions, num_points, batch_size)
+
+
+def lstm(
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    num_points: int = 8,
+    batch_size: int = 2048,
+) -> Forecaster:
+    """An LSTM over a weight's history, at half as many points as the others see: each costs it more.
+
+    Args:
+      fractions: fractions of a run that are observed in training, each in (0, 1).
+      num_points: points of the history, at least 1.
+      batch_size: weights in a batch.
+    """
+    return _nowcaster("lstm", OfSequence(LSTM(width=16)), fractions, num_points, batch_size)
+
+
+def transformer(
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    num_points: int = 8,
+    batch_size: int = 2048,
+) -> Forecaster:
+    """A Transformer over a weight's history, at half as many points as the others see: each costs it more.
+
+    Args:
+      fractions: fractions of a run that are observed in training, each in (0, 1).
+      num_points: points of the history, at least 1.
+      batch_size: weights in a batch.
+    """
+    return _nowcaster("transformer", OfSequence(Transformer(width=16)), fractions, num_points, batch_size)
 
 
 def past_saves(step: Float[Array, " saves"], last, num_points: int) -> Int[Array, " num_points"]:
@@ -94,30 +140,19 @@ def past_saves(step: Float[Array, " saves"], last, num_points: int) -> Int[Array
     return jnp.minimum(nearest.astype(jnp.int32), last)
 
 
-def _schooling(choices) -> Schooling:
-    check_choices(Schooling, choices)
-    schooling = Schooling(**choices)
-    for name in ("num_points", "num_steps", "batch_size"):
-        check_count(name, getattr(schooling, name))
-    if not schooling.peak_rate > 0:
-        raise ValueError(f"peak_rate: expected a positive number, got {schooling.peak_rate}")
-    return schooling
-
-
-def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
+def _nowcaster(name: str, network: nn.Module, fractions, num_points: int, batch_size: int) -> Forecaster:
     """A forecaster of each weight from `num_points` even points of its history and the log of the horizon.
 
     Lengths are in units of how far the weight's tensor has lately moved, errors relative to how far the run moved: the same
     units and the same loss as the fields of this library have.
     """
-    for name in ("num_points", "num_steps", "batch_size"):
-        if getattr(schooling, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(schooling, name)}")
-    points = functools.partial(past_saves, num_points=schooling.num_points)
+    fractions = tuple(fractions)
+    num_points, batch_size = check_count("num_points", num_points), check_count("batch_size", batch_size)
+    points = functools.partial(past_saves, num_points=num_points)
 
     def sample(key, windows):
         keys = jax.random.split(key, len(windows))
-        num = max(schooling.batch_size // len(windows), 1)
+        num = max(batch_size // len(windows), 1)
         parts = []
         for key, part in zip(keys, windows, strict=True):
             pairs = draw_pairs(key, part, num, 1.0, 0.5)
@@ -132,19 +167,16 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         past, ahead, target, weight = batch
         return relative_l1(network.apply(params, past, ahead), target, weight), {}
 
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(schooling.peak_rate, schooling.num_steps)),
+    learner = Learner(
+        init=lambda key, windows: network.init(key, jnp.zeros((1, num_points)), jnp.zeros(1)),
+        sample=sample,
+        loss=loss,
+        config=config_of(
+            f"forecasting.nowcast.{name}", fractions=fractions, num_points=num_points, batch_size=batch_size
+        ),
+        defaults=DEFAULTS,
+        prepare=lambda key, runs: cut_all(runs, fractions),
     )
-
-    init = lambda key, windows: network.init(key, jnp.zeros((1, schooling.num_points)), jnp.zeros(1))
-    learner = Learner(init, sample, loss)
-
-    def fit_to(key, runs, losses=None, *, folder=None, mesh=None, progress=False):
-        del losses
-        windows = cut_all(runs, schooling.fractions)
-        options = {"folder": folder, "mesh": mesh, "progress": progress}
-        return fit(key, learner, windows, optimizer=optimizer, num_steps=schooling.num_steps, **options)[0]
 
     def forecast(params, prefix, horizon):
         weights = prefix.weights.astype(jnp.float32)
@@ -154,4 +186,4 @@ def _nowcaster(network: nn.Module, schooling: Schooling) -> Forecaster:
         ahead = jnp.broadcast_to(jnp.log(horizon.step / prefix.step[-1]), unit.shape)
         return Forecast(weights[-1] + unit * jnp.asarray(network.apply(params, past, ahead)))
 
-    return forecaster_of(fit_to, forecast)
+    return forecaster_of(learner, forecast)

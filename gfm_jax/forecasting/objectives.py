@@ -13,131 +13,122 @@ from gfm_jax.base import Features, Horizon
 from gfm_jax.flows import flow_matching_loss, interpolate, lagrangian, linear
 from gfm_jax.forecasting.displacement import function_space_loss, laplace_nll, relative_huber
 from gfm_jax.forecasting.field import FieldParams, Move, move
+from gfm_jax.forecasting.follow import clock, displacement, log_time, run_displacement, solved_displacement
 from gfm_jax.forecasting.names import DIRECTIONS, named
-from gfm_jax.forecasting.recipe import Recipe, clock, displacement, log_time, run_displacement, solved_displacement
 from gfm_jax.forecasting.windows import Windows, draw_pairs, draw_windows
 
-__all__ = ["Objective", "draw_moves", "function_space", "lagrangian_residual", "weight_space"]
+__all__ = [
+    "Draws",
+    "draw_moves",
+    "draw_path",
+    "draw_path_and_moves",
+    "draw_runs",
+    "field_optimizer",
+    "flow_map_loss",
+    "lagrangian_residual",
+    "loss_of_forecasts",
+    "self_distilled_loss",
+    "velocity_loss",
+]
 
-ERROR_SHARE = 0.02  # of the likelihood of errors, which teaches a field how far it will be off
+ERROR_WEIGHT = 0.02  # of the likelihood of errors, which teaches a field how far it will be off
 
 
-class Objective(NamedTuple):
-    """What `fitting.fit` asks for: `sample(key, windows)`, `loss(field, key, batch)` and the optimizer."""
+class Draws(NamedTuple):
+    """How pairs of moments are drawn.
 
-    sample: Callable
-    loss: Callable
-    optimizer: optax.GradientTransformation
-
-
-@functools.cache  # so that a second fit of the same recipe compiles nothing
-def weight_space(recipe: Recipe) -> Objective:
-    r"""Regression of displacements, or of velocities, on those of recorded runs; or of velocities, and of a flow map on them.
-
-    .. math:: \ell + 0.02 \left( |e| / b + \log b \right)
-
-    with the loss l of `gradient_flow_matching`, and b, the error that the field expects of itself, learned from its errors e
-    in jumps; a velocity is solved for its own, a quarter as many.
-
-    Args:
-      recipe: the choices; its objective tells displacements from velocities from self-distillation.
+    Attributes:
+      batch_size: coordinates in a batch.
+      now_probability: of a pair that starts at the last observed save; the others start beyond it.
+      final_probability: of a pair that ends at the end of the run; the others end before it.
+      path_noise: width of the Gaussian noise round the path at which a velocity is learned, in units of the features' scale:
+        what was only ever on a path does not know the way back to it, and its solution drifts off.
     """
 
-    def flow_map_loss(field, key, batch):
-        step, target, weight = batch
-        forecast, log_error = displacement(recipe, field, step)
-        error = jax.lax.stop_gradient(forecast - target)
-        return relative_huber(forecast, target, weight) + ERROR_SHARE * laplace_nll(log_error, error), {}
-
-    def velocity_loss(field, key, batch):
-        (step, path, weight), (jumps, x_t, _) = batch
-        velocity, _ = move(recipe.head, recipe.widths, field, step)
-        # A velocity does not say how far off its solution will be: that is learned from jumps that are solved.
-        kept = jax.lax.stop_gradient(field)  # before the solve, which else would be made ready to be differentiated
-        solved = jax.vmap(functools.partial(solved_displacement, recipe, kept))(jumps)
-        _, log_error = move(recipe.head, recipe.widths, field, jumps)
-        return flow_matching_loss(velocity, path, weight) + ERROR_SHARE * laplace_nll(log_error, solved - x_t), {}
-
-    def self_distilled_loss(field, key, batch):
-        (step, path, weight), (off, slope, weight_off), (jumps, x_t, _) = batch
-        # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
-        velocity = move(recipe.head, recipe.widths, field, step)[0] * (1 - clock(step.now, step.t))
-        residual = jax.vmap(functools.partial(lagrangian_residual, recipe, field))(off, slope)
-        # The error of the displacement, were the residual the same all the way from s to t.
-        log_ratio = log_time(off.now, off.t) - log_time(off.now, off.s)
-        distilled = relative_huber(log_ratio * residual, 0.0, weight_off)
-        forecast, log_error = displacement(recipe, field, jumps)
-        error = jax.lax.stop_gradient(forecast - x_t)
-        along = relative_huber(velocity, path.dx_t, weight)
-        return along + distilled + ERROR_SHARE * laplace_nll(log_error, error), {}
-
-    optimizer = _optimizer(recipe.peak_rate, recipe.num_steps, recipe.weight_decay)
-    if recipe.objective == "self_distilled":
-        return Objective(functools.partial(_draw_path_moves_and_jumps, recipe), self_distilled_loss, optimizer)
-    if recipe.objective == "velocity":
-        return Objective(functools.partial(_draw_path_and_jumps, recipe), velocity_loss, optimizer)
-    return Objective(functools.partial(draw_moves, recipe), flow_map_loss, optimizer)
+    batch_size: int
+    now_probability: float
+    final_probability: float
+    path_noise: float = 0.0
 
 
-@functools.cache
-def function_space(recipe: Recipe, losses: tuple[Callable, ...]) -> Objective:
-    """The loss of the networks that are forecast and the error of their weights, `function_space_loss`; how large the
-    error is expected to be is learned on, as in `weight_space`.
+def flow_map_loss(field: FieldParams, batch) -> Float[Array, ""]:
+    """Regression of displacements on those of recorded runs."""
+    step, target, weight = batch
+    forecast, log_error = displacement(field, step)
+    error = jax.lax.stop_gradient(forecast - target)
+    return relative_huber(forecast, target, weight) + ERROR_WEIGHT * laplace_nll(log_error, error)
+
+
+def velocity_loss(field: FieldParams, batch) -> Float[Array, ""]:
+    """Conditional flow matching on the paths of recorded runs.
+
+    A velocity does not say how far off its solution will be: that is learned from steps that are solved, a quarter as many.
+    """
+    (step, path, weight), (steps, x_t, _) = batch
+    velocity, _ = move(field, step)
+    kept = jax.lax.stop_gradient(field)  # before the solve, which else would be made ready to be differentiated
+    solved = jax.vmap(functools.partial(solved_displacement, kept))(steps)
+    _, log_error = move(field, steps)
+    return flow_matching_loss(velocity, path, weight) + ERROR_WEIGHT * laplace_nll(log_error, solved - x_t)
+
+
+def self_distilled_loss(field: FieldParams, batch) -> Float[Array, ""]:
+    """Velocities learned from paths, and a flow map from those velocities."""
+    (step, path, weight), (off, slope, weight_off), (steps, x_t, _) = batch
+    # v_{t,t} is the velocity in the flow's clock; paths have theirs in log(time).
+    velocity = move(field, step)[0] * (1 - clock(step.now, step.t))
+    residual = jax.vmap(functools.partial(lagrangian_residual, field))(off, slope)
+    # The error of the displacement, were the residual the same all the way from s to t.
+    log_ratio = log_time(off.now, off.t) - log_time(off.now, off.s)
+    distilled = relative_huber(log_ratio * residual, 0.0, weight_off)
+    forecast, log_error = displacement(field, steps)
+    error = jax.lax.stop_gradient(forecast - x_t)
+    along = relative_huber(velocity, path.dx_t, weight)
+    return along + distilled + ERROR_WEIGHT * laplace_nll(log_error, error)
+
+
+def loss_of_forecasts(losses: Sequence[Callable], weight: float, field: FieldParams, batch) -> Float[Array, ""]:
+    """The loss of the networks that are forecast and the error of their weights, `function_space_loss`; how large the error is
+    expected to be is learned on.
 
     Args:
-      recipe: the choices.
       losses: for each batch of windows, in their order, `weights [dim] -> scalar`.
+      weight: of the error of the weights.
+      field, batch: the field, and what `draw_runs` draws.
     """
-    num = max(recipe.function_runs // len(losses), 1)
 
-    def sample(key, windows):
-        keys = jax.random.split(key, len(windows))
-        return [_draw_runs(key, part, num, recipe.share_final) for key, part in zip(keys, windows, strict=True)]
+    def one(loss_of_weights, step, target):
+        origin, scale = step.features.origin, step.features.scale
+        moved, log_error = run_displacement(field, step)
+        error = jax.lax.stop_gradient(moved - (target - origin) / scale)
+        loss = function_space_loss(loss_of_weights, origin + scale * moved, origin, target, weight)
+        return loss + ERROR_WEIGHT * laplace_nll(log_error, error)
 
-    def loss(field, key, batch):
-        def one(loss_of_weights, step, target):
-            origin, scale = step.features.origin, step.features.scale
-            moved, log_error = run_displacement(recipe, field, step)
-            forecast = origin + scale * moved
-            error = jax.lax.stop_gradient(moved - (target - origin) / scale)
-            loss = function_space_loss(loss_of_weights, forecast, origin, target, recipe.weight)
-            return loss + ERROR_SHARE * laplace_nll(log_error, error)
-
-        values = [
-            jax.vmap(functools.partial(one, loss_of_weights))(*part)
-            for loss_of_weights, part in zip(losses, batch, strict=True)
-        ]
-        return jnp.concatenate(values).mean(), {}
-
-    return Objective(sample, loss, _optimizer(recipe.function_rate, recipe.function_steps))
+    parts = zip(losses, batch, strict=True)
+    return jnp.concatenate([jax.vmap(functools.partial(one, loss))(*part) for loss, part in parts]).mean()
 
 
-def _optimizer(peak_rate, num_steps, weight_decay=1e-4):
-    rate = optax.cosine_decay_schedule(peak_rate, num_steps)
-    adamw = optax.adamw(rate, weight_decay=weight_decay)
-    return _frozen_standardisation(optax.chain(optax.clip_by_global_norm(1.0), adamw))
-
-
-def _frozen_standardisation(optimizer):
-    return optax.multi_transform(
-        {"fit": optimizer, "keep": optax.set_to_zero()},
-        lambda field: FieldParams(jax.tree.map(lambda _: "fit", field.network), "keep", "keep"),
-    )
+def field_optimizer(learning_rate: float, num_steps: int, weight_decay: float = 0.15) -> optax.GradientTransformation:
+    """AdamW on a cosine, gradients scaled to a norm of at most 1."""
+    adamw = optax.adamw(optax.cosine_decay_schedule(learning_rate, num_steps), weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def draw_moves(
-    recipe: Recipe, key: Array, windows: Sequence[Windows]
+    draws: Draws, key: Array, windows: Sequence[Windows]
 ) -> tuple[Move, Float[Array, " n"], Float[Array, " n"]]:
-    """Moves of n coordinates, near `recipe.batch_size`, where they end, and their weights, as a flow map learns from them."""
-    pairs = _draw_pairs(key, windows, recipe.batch_size, recipe.share_now, recipe.share_final)
+    """Moves of n coordinates, near `draws.batch_size`, where they end, and their weights, as a flow map learns from them."""
+    pairs = _draw_pairs(key, windows, draws.batch_size, draws.now_probability, draws.final_probability)
     return Move(pairs.features, pairs.now, pairs.s, pairs.t, pairs.x_s), pairs.x_t, pairs.weight
 
 
-def _draw_path_and_jumps(recipe, key, windows):
+def draw_path(draws: Draws, key: Array, windows: Sequence[Windows]):
     """The documented interpolant, linear between adjacent saves, its velocity in the clock log(time); and, a quarter as
     many, jumps from the last observed save."""
     key_pairs, key_share, key_tube, key_jumps = jax.random.split(key, 4)
-    pairs = _draw_pairs(key_pairs, windows, recipe.batch_size, recipe.share_now, recipe.share_final, adjacent=True)
+    pairs = _draw_pairs(
+        key_pairs, windows, draws.batch_size, draws.now_probability, draws.final_probability, adjacent=True
+    )
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
@@ -145,15 +136,15 @@ def _draw_path_and_jumps(recipe, key, windows):
     still = elapsed <= 1e-9 * pairs.t.time  # at a rate of 0 nothing moves, and no velocity is defined
     clock_speed = jnp.where(still, 1, elapsed / jnp.maximum(between.time, 1e-30))
     weight = jnp.where(still, 0, pairs.weight)
-    near = path.x_t + recipe.tube * jax.random.normal(key_tube, share.shape)
+    near = path.x_t + draws.path_noise * jax.random.normal(key_tube, share.shape)
     step = Move(pairs.features, pairs.now, between, between, near)
-    jumps = draw_moves(recipe._replace(batch_size=recipe.batch_size // 4, share_now=1.0), key_jumps, windows)
+    jumps = draw_moves(draws._replace(batch_size=draws.batch_size // 4, now_probability=1.0), key_jumps, windows)
     return (step, path._replace(dx_t=path.dx_t / clock_speed), weight), jumps
 
 
-def lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array, ""]:
+def lagrangian_residual(field: FieldParams, off: Move, slope: Horizon) -> Float[Array, ""]:
     """d/dt X_{s,t} - v_{t,t}(X_{s,t}), for one coordinate, in the clock log(time)."""
-    mean_velocity = lambda step: move(recipe.head, recipe.widths, field, step)[0]
+    mean_velocity = lambda step: move(field, step)[0]
 
     # Where all rates were 0 until now the flow's clock begins at t instead.
     now = off.now._replace(time=jnp.where(off.now.time > 0, off.now.time, off.t.time))
@@ -172,10 +163,10 @@ def lagrangian_residual(recipe, field, off: Move, slope: Horizon) -> Float[Array
     return lagrangian(v, s, t, off.x_s[None], teacher=teacher)[0] * (1 - t)
 
 
-def _draw_path_moves_and_jumps(recipe, key, windows):
+def draw_path_and_moves(draws: Draws, key: Array, windows: Sequence[Windows]):
     """As for a velocity, and a third as many moves that end between two saves, with the slopes of step and rate there."""
     key_path, key_moves, key_share = jax.random.split(key, 3)
-    pairs = _draw_pairs(key_moves, windows, recipe.batch_size // 3, recipe.share_now, recipe.share_final)
+    pairs = _draw_pairs(key_moves, windows, draws.batch_size // 3, draws.now_probability, draws.final_probability)
     share = jax.random.uniform(key_share, pairs.x_s.shape)
     between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.before, pairs.t)
     elapsed = pairs.t.time - pairs.before.time
@@ -184,24 +175,24 @@ def _draw_path_moves_and_jumps(recipe, key, windows):
         lambda a, b: jnp.where(still, 0, (b - a) / jnp.where(still, 1, elapsed)), pairs.before, pairs.t
     )
     off = Move(pairs.features, pairs.now, pairs.s, between, pairs.x_s)
-    path, jumps = _draw_path_and_jumps(recipe, key_path, windows)
+    path, jumps = draw_path(draws, key_path, windows)
     return path, (off, slope, pairs.weight), jumps
 
 
-def _draw_pairs(key, windows, num, share_now, share_final, **options):
+def _draw_pairs(key, windows, num, now_probability, final_probability, *, adjacent=False):
     """Pairs of moments of coordinates, from every layout in proportion to its windows."""
     total = sum(len(part.run) for part in windows)
     counts = [max(num * len(part.run) // total, 1) for part in windows]
     draws = [
-        draw_pairs(key, part, count, share_now, share_final, **options)
+        draw_pairs(key, part, count, now_probability, final_probability, adjacent=adjacent)
         for key, part, count in zip(jax.random.split(key, len(windows)), windows, counts, strict=True)
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
 
 
-def _draw_runs(key: Array, windows: Windows, num: int, share_final: float) -> tuple[Move, Array]:
+def draw_runs(key: Array, windows: Windows, num: int, final_probability: float) -> tuple[Move, Array]:
     """Whole runs: moves from the last observed save, and the true weights at their ends."""
-    window, ahead = draw_windows(key, windows, num, share_final)
+    window, ahead = draw_windows(key, windows, num, final_probability)
     run, last = windows.run[window], windows.last[window]
     features: Features = jax.tree.map(lambda leaf: leaf[window], windows.features)
     features = features._replace(directions=named(features.directions, DIRECTIONS))

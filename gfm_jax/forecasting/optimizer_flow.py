@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gfm_jax.base import Forecast, Forecaster, OptimizerField
-from gfm_jax.forecasting.forecaster import forecaster_of, nothing_to_fit
+from gfm_jax.forecasting.forecaster import forecaster_of, unfitted
 from gfm_jax.solve import solve_flow
 
 __all__ = ["optimizer_flow"]
@@ -65,4 +65,4 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
         (weights, _), _ = solve_flow(velocity, start, prefix.time[-1], horizon.time, **options)
         return Forecast(weights)
 
-    return forecaster_of(nothing_to_fit, forecast)
+    return forecaster_of(unfitted("forecasting.optimizer_flow", field=field, num_steps=num_steps), forecast)

@@ -77,17 +77,17 @@ def cut(
     runs: Trajectory,
     fractions: Sequence[float],
     *,
-    withheld: Sequence[Sequence[str]] = (),
+    feature_dropout: Sequence[Sequence[str]] = (),
     loss: Callable[[Array], Array] | None = None,
     chunk: int = 64,
 ) -> Windows:
-    """Windows of a batch of runs of one layout: one a run and fraction, and one more a run and set of `withheld`.
+    """Windows of a batch of runs of one layout: one a run and fraction, and one more a run and set of `feature_dropout`.
 
     Args:
       runs: led by [runs, saves].
       fractions: shares of the run that are observed, each in (0, 1).
-      withheld: sets of parts ("gradient", "loss", "curvature", ...) and slots ("mu", ...) of the record; for each of them
-        one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
+      feature_dropout: sets of parts ("gradient", "loss", "curvature", ...) and slots ("mu", ...) of the record; for each
+        set one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
       loss: `weights [dim] -> scalar`, on data that the runs were trained on; its curvature is measured at every cut.
       chunk: of how many windows features are worked out side by side.
@@ -106,11 +106,11 @@ def cut(
     runs = as_run(runs, "runs")
     if runs.weights.ndim != 3 or runs.layout is None:
         raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
-    _check_cuts(runs, fractions, withheld)
+    _check_cuts(runs, fractions, feature_dropout)
     num_runs = runs.step.shape[0]
     moving = jax.device_put(runs._replace(finite=None, layout=None, state=runs.state or None, curvature=None))
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
-    cuts += [(cuts[i * len(fractions) // len(withheld)][0], names) for i, names in enumerate(withheld)]
+    cuts += [(cuts[i * len(fractions) // len(feature_dropout)][0], names) for i, names in enumerate(feature_dropout)]
     saves, parts, measured = [last for last, _ in cuts], [], {}
     for last, names in cuts:
         known = hide(moving, names)
@@ -135,12 +135,14 @@ def cut(
     )
 
 
-def _check_cuts(runs, fractions, withheld):
+def _check_cuts(runs, fractions, feature_dropout):
     if not len(fractions):
         raise ValueError("fractions: expected at least one share of a run to observe, got none")
     known = {*OPTIONAL, *SLOTS, *(runs.state or {})}
-    if unknown := {name for names in withheld for name in names} - known:
-        raise ValueError(f"withheld: expected names among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+    if unknown := {name for names in feature_dropout for name in names} - known:
+        raise ValueError(
+            f"feature_dropout: expected names among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
+        )
     shares = np.asarray(runs.step) / np.asarray(runs.step)[:, -1:]
     apart = np.abs(shares - shares[:1]).max(axis=1)
     if (apart > 0.05).any():
@@ -159,7 +161,7 @@ def hide(run: Trajectory, names: Sequence[str]) -> Trajectory:
 def cut_all(
     runs: Sequence[Trajectory | Windows] | Trajectory | Windows,
     fractions: Sequence[float],
-    withheld: Sequence[Sequence[str]] = (),
+    feature_dropout: Sequence[Sequence[str]] = (),
     losses: Sequence[Callable | None] | Callable | None = None,
     *,
     name: str = "runs",
@@ -168,7 +170,7 @@ def cut_all(
 
     Args:
       runs: batches of one layout each; a single batch may stand by itself. Runs that are not sound are left out.
-      fractions, withheld: as in `cut`.
+      fractions, feature_dropout: as in `cut`.
       losses: one for each batch, `weights [dim] -> scalar`, or None.
       name: of the argument, for messages.
 
@@ -187,7 +189,7 @@ def cut_all(
     for i, (part, loss) in enumerate(zip(runs, losses, strict=True)):
         own = f"{name}[{i}]"
         if not isinstance(part, Windows):
-            part = cut(sound_runs(part, own), fractions, withheld=withheld, loss=loss)
+            part = cut(sound_runs(part, own), fractions, feature_dropout=feature_dropout, loss=loss)
         found.append(_check_windows(part, own))
     return found
 
@@ -287,7 +289,7 @@ def _concatenated(parts):
 
 
 def draw_windows(
-    key: Array, windows: Windows, num: int, share_final: float
+    key: Array, windows: Windows, num: int, final_probability: float
 ) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
     """Indices of `num` windows, and for each a save ahead: the final one with that probability, else log-uniform."""
     key_window, key_final, key_ahead = jax.random.split(key, 3)
@@ -295,24 +297,24 @@ def draw_windows(
     last, final = windows.last[window], windows.weights.shape[1] - 1
     factor = (final / last) ** jax.random.uniform(key_ahead, (num,))
     ahead = jnp.clip(jnp.round(last * factor).astype(jnp.int32), last + 1, final)
-    return window, jnp.where(jax.random.bernoulli(key_final, share_final, (num,)), final, ahead)
+    return window, jnp.where(jax.random.bernoulli(key_final, final_probability, (num,)), final, ahead)
 
 
 def draw_pairs(
-    key: Array, windows: Windows, num: int, share_now: float, share_final: float, *, adjacent: bool = False
+    key: Array, windows: Windows, num: int, now_probability: float, final_probability: float, *, adjacent: bool = False
 ) -> Pairs:
-    """Coordinates at two moments: s is the last observed save with probability `share_now`, else any save before t.
+    """Coordinates at two moments: s is the last observed save with probability `now_probability`, else any save before t.
 
     With `adjacent`, t is the save that follows s, and s any save from the last observed one on. The weight of a pair makes
     the mean of weight * error^2 an estimate of a run's squared error relative to the squared distance that it moves until t
     (with `adjacent`, until its end). Pairs of a run at rest have no weight.
     """
     key_window, key_coordinate, key_now, key_s = jax.random.split(key, 4)
-    window, t = draw_windows(key_window, windows, num, share_final)
+    window, t = draw_windows(key_window, windows, num, final_probability)
     coordinate = jax.random.randint(key_coordinate, (num,), 0, windows.weights.shape[-1])
     run, last = windows.run[window], windows.last[window]
     between = last + jnp.floor((t - last) * jax.random.uniform(key_s, (num,))).astype(jnp.int32)
-    s = jnp.where(jax.random.bernoulli(key_now, share_now, (num,)), last, between)
+    s = jnp.where(jax.random.bernoulli(key_now, now_probability, (num,)), last, between)
     goal = t
     if adjacent:
         s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
