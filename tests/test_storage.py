@@ -1,7 +1,9 @@
-import errno
 import functools
 import json
 import os
+import pathlib
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from runs import small_task
 
 from gfm_jax.base import Layout, Trajectory
-from gfm_jax.runs import CorruptRecording, open_recording, record_many, record_to_disk, save_steps, verify
+from gfm_jax.runs import CorruptRecording, open_recording, record_many, record_to_disk, save_steps, take, verify
 
 KEYS = jax.random.split(jax.random.key(0), 7)
 RATES = np.linspace(0.01, 0.1, 7, dtype=np.float32)[:, None] * np.ones(12, np.float32)
@@ -28,14 +30,19 @@ def recorder(dtype=jnp.float32):
 
 def make(folder, dtype=jnp.float32, **choices):
     settings = {"chunk": 3, "recipe": {"task": "small"}, "progress": None} | choices
-    return record_to_disk(folder, 7, recorder(dtype), **settings)
+    record_to_disk(folder, 7, recorder(dtype), **settings)
+    return open_recording(folder)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_what_is_read_is_what_was_recorded(tmp_path, dtype):
     stored = make(tmp_path / "runs", dtype)
     straight = recorder(dtype)(np.arange(7))
-    assert isinstance(stored.weights, np.memmap)
+    assert isinstance(stored.weights, np.ndarray)
     assert stored.weights.dtype == dtype
     assert stored.layout == straight.layout
     same = lambda a, b: np.testing.assert_allclose(
@@ -49,8 +56,7 @@ def test_what_is_read_is_what_was_recorded(tmp_path, dtype):
 def test_a_finished_recording_is_not_made_again(tmp_path):
     make(tmp_path / "runs")
     never = lambda i: pytest.fail("recorded again")
-    again = record_to_disk(tmp_path / "runs", 7, never, chunk=3, recipe={"task": "small"}, progress=None)
-    assert again.weights.shape[0] == 7
+    record_to_disk(tmp_path / "runs", 7, never, chunk=3, recipe={"task": "small"}, progress=None)
     with pytest.raises(ValueError, match="recipe"):
         make(tmp_path / "runs", recipe={"task": "large"})
 
@@ -85,41 +91,108 @@ def test_killed_then_resumed(tmp_path):
         calls.append(i.tolist())
         return recorder()(i)
 
-    resumed = record_to_disk(tmp_path / "runs", 7, record, chunk=3, recipe={"task": "small"}, progress=None)
+    record_to_disk(tmp_path / "runs", 7, record, chunk=3, recipe={"task": "small"}, progress=None)
     assert calls == [[3, 4, 5], [6, 6, 6]]
-    straight = make(tmp_path / "straight")
-    chex.assert_trees_all_equal(jax.tree.map(np.asarray, resumed), jax.tree.map(np.asarray, straight))
+    chex.assert_trees_all_equal(open_recording(tmp_path / "runs"), make(tmp_path / "straight"))
 
 
 def test_truncated_and_foreign_files(tmp_path):
     folder = tmp_path / "runs"
     make(folder)
-    flipped = folder / "weights.npy"
-    whole = flipped.read_bytes()
-    flipped.write_bytes(whole[:-4] + bytes(4))
-    open_recording(folder)  # the shape is right: only the checksum tells
-    with pytest.raises(CorruptRecording, match="runs 6 to 7 are not what was recorded"):
-        verify(folder)
-    flipped.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CorruptRecording, match=r"weights\.npy"):
+    last, about = folder / "weights" / "c" / "2" / "0" / "0", folder / "weights" / "zarr.json"
+    whole = last.read_bytes()
+    for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[: len(whole) // 2], b"something else", b""):
+        last.write_bytes(damaged)
+        for read in (verify, open_recording):
+            with pytest.raises(CorruptRecording, match=r"weights: cannot be read .*weights/c/2/0/0"):
+                read(folder)
+    last.unlink()
+    with pytest.raises(CorruptRecording, match=r"weights: cannot be read .*weights/c/2/0/0.* is missing"):
         open_recording(folder)
-    flipped.write_bytes(b"something else")
-    with pytest.raises(CorruptRecording, match=r"weights\.npy"):
+    last.write_bytes(whole)
+    verify(folder)
+    about.write_text(about.read_text().replace("float32", "int32"))
+    with pytest.raises(CorruptRecording, match=r"weights: .*expected float32 \[7, 5, \d+\], got int32"):
         open_recording(folder)
-    np.save(flipped, np.zeros((7, 5, 2)))
-    with pytest.raises(CorruptRecording, match="expected float32"):
+    about.unlink()
+    with pytest.raises(CorruptRecording, match="weights: cannot be read"):
         open_recording(folder)
-    flipped.unlink()
-    with pytest.raises(CorruptRecording, match="cannot be read"):
-        open_recording(folder)
-    (folder / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(CorruptRecording, match="format"):
-        open_recording(folder)
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(CorruptRecording, match="manifest"):
-        open_recording(folder)
+    for content, message in (
+        ('{"format": 99}', "expected a recording of format 2, got format 99$"),
+        ('{"format": 1}', r"got format 1, of \.npy files; read them by numpy\.load"),
+        ("{", r"manifest\.json is damaged"),
+    ):
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(CorruptRecording, match=message):
+            open_recording(folder)
     with pytest.raises(CorruptRecording, match="not a recording"):
         open_recording(tmp_path)
+
+
+def test_zeros_are_stored(tmp_path):
+    """So that a file that is missing is not taken for zeros."""
+    record_to_disk(tmp_path / "runs", 4, lambda index: plain(0 * index), **PLAIN)
+    assert not open_recording(tmp_path / "runs").weights.any()
+    (tmp_path / "runs" / "weights" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(CorruptRecording, match="weights: cannot be read"):
+        open_recording(tmp_path / "runs")
+
+
+# --- reading a part of it ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "index", [2, -1, slice(1, 6, 2), slice(-2, None), [5, 0, 5], np.array([3]), np.arange(7) % 2 == 0, jnp.arange(2)]
+)
+def test_some_runs(tmp_path, index):
+    whole = make(tmp_path / "runs")
+    chex.assert_trees_all_equal(open_recording(tmp_path / "runs", runs=index), take(whole, index))
+
+
+def test_some_parts(tmp_path):
+    whole = make(tmp_path / "runs")
+    some = open_recording(tmp_path / "runs", runs=slice(0, 2), parts=("state", "loss"))
+    expected = Trajectory(whole.step, whole.time, state=whole.state, loss=whole.loss)
+    chex.assert_trees_all_equal(some._replace(layout=None), take(expected, slice(0, 2)))
+    assert some.layout == whole.layout
+    assert open_recording(tmp_path / "runs", parts=()).weights is None
+
+
+def test_only_what_is_asked_for_is_read(tmp_path):
+    """Files that are not asked for may be missing."""
+    whole = make(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "state.mu")
+    for name in ("weights", "loss"):
+        shutil.rmtree(tmp_path / "runs" / name / "c" / "1")
+    some = open_recording(tmp_path / "runs", runs=[0, 6], parts=("weights", "loss"))
+    np.testing.assert_array_equal(some.weights, whole.weights[[0, 6]])
+    with pytest.raises(CorruptRecording, match="cannot be read"):
+        open_recording(tmp_path / "runs", runs=[0, 3], parts=("weights",))
+
+
+@pytest.mark.parametrize("dim", [4, 80_000, 300_000])
+def test_runs_of_every_size(tmp_path, dim):
+    """Compressed by chunk, by run and by save."""
+    record_to_disk(tmp_path / "runs", 4, functools.partial(plain, dim=dim, slots=(), mean=False), **PLAIN)
+    np.testing.assert_array_equal(
+        open_recording(tmp_path / "runs", runs=[2, 1]).weights, plain([2, 1], dim=dim).weights
+    )
+    shard = json.loads((tmp_path / "runs" / "weights" / "zarr.json").read_text())["codecs"][0]["configuration"]
+    assert shard["chunk_shape"] == {4: [2, 3, 4], 80_000: [1, 3, 80_000], 300_000: [1, 1, 300_000]}[dim]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"runs": [7]}, r"runs: expected some of 7 runs, got \[7\]"),
+        ({"runs": np.ones(6, bool)}, "runs: expected some of 7 runs"),
+        ({"parts": ("colour",)}, "parts: expected some of step, time, weights, .*, got colour"),
+    ],
+)
+def test_what_is_not_there(tmp_path, choices, message):
+    make(tmp_path / "runs")
+    with pytest.raises(ValueError, match=message):
+        open_recording(tmp_path / "runs", **choices)
 
 
 def test_bad_sizes(tmp_path):
@@ -176,34 +249,34 @@ PLAIN = {"chunk": 2, "recipe": {"task": "plain"}, "progress": None}
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ({"dtype": np.float16}, {"dtype": jnp.bfloat16}, r"weights float16 \[3, 4\], here bfloat16 \[3, 4\]"),
-        ({"dtype": jnp.bfloat16}, {"dtype": np.float16}, r"weights bfloat16 \[3, 4\], here float16 \[3, 4\]"),
-        ({}, {"dtype": jnp.bfloat16}, r"weights float32 \[3, 4\], here bfloat16"),
-        ({}, {"slots": ()}, r"state.mu float32 \[3, 4\], here absent"),
-        ({"slots": ("trace",)}, {}, "state.trace .*, here absent; state.mu absent, here float32"),
-        ({"mean": False}, {}, r"mean_weights absent, here float32 \[3, 4\]"),
-        ({}, {"saves": 4}, r"step int32 \[3\], here int32 \[4\]"),
+        ({"dtype": np.float16}, {"dtype": jnp.bfloat16}, r"weights 'float16 \[4, 3, 4\]', here 'bfloat16 \[4, 3, 4\]'"),
+        ({"dtype": jnp.bfloat16}, {"dtype": np.float16}, r"weights 'bfloat16 \[4, 3, 4\]', here 'float16 \[4, 3, 4\]'"),
+        ({}, {"dtype": jnp.bfloat16}, r"weights 'float32 \[4, 3, 4\]', here 'bfloat16"),
+        ({}, {"slots": ()}, r"state.mu 'float32 \[4, 3, 4\]', here absent"),
+        ({"slots": ("trace",)}, {}, "state.trace .*, here absent; state.mu absent, here 'float32"),
+        ({"mean": False}, {}, r"mean_weights absent, here 'float32 \[4, 3, 4\]'"),
+        ({}, {"saves": 4}, r"step 'int32 \[4, 3\]', here 'int32 \[4, 4\]'"),
         ({}, {"steps": [0, 1, 2]}, r"steps \[0, 2, 4\], here \[0, 1, 2\]"),
-        ({}, {"dim": 5}, r"weights float32 \[3, 4\], here float32 \[3, 5\]"),
-        ({}, {"names": ("v", "w")}, "layout .*'names': \\['w'\\].*, here .*'names': \\['v', 'w'\\]"),
+        ({}, {"dim": 5}, r"weights 'float32 \[4, 3, 4\]', here 'float32 \[4, 3, 5\]'"),
+        ({}, {"names": ("v", "w")}, r"layout Layout\(names=\('w',\).*, here Layout\(names=\('v', 'w'\)"),
     ],
 )
 def test_what_changed_since_is_refused(tmp_path, before, after, message):
     """Nothing of the other kind is written, and what was there goes on (wrong before 0.2)."""
     killed(tmp_path / "runs", functools.partial(plain, **before))
-    files = {path.name: path.read_bytes() for path in (tmp_path / "runs.partial").iterdir()}
-    with pytest.raises(ValueError, match=f"record_chunk: expected runs like those already in .*: {message}"):
+    files = contents(tmp_path / "runs.partial")
+    with pytest.raises(ValueError, match=f"record_chunk: .* holds another recording: {message}"):
         record_to_disk(tmp_path / "runs", 4, functools.partial(plain, **after), **PLAIN)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "runs.partial").iterdir()} == files
-    whole = record_to_disk(tmp_path / "runs", 4, functools.partial(plain, **before), **PLAIN)
-    assert np.float64(whole.weights[:, 0, 0]).tolist() == [0, 1, 2, 3]
+    assert contents(tmp_path / "runs.partial") == files
+    record_to_disk(tmp_path / "runs", 4, functools.partial(plain, **before), **PLAIN)
+    assert np.float64(open_recording(tmp_path / "runs").weights[:, 0, 0]).tolist() == [0, 1, 2, 3]
     verify(tmp_path / "runs")
 
 
 def test_runs_may_have_steps_of_their_own(tmp_path):
     own = lambda index: plain(index, steps=np.arange(3) * (1 + index[0]))
-    stored = record_to_disk(tmp_path / "runs", 4, own, **PLAIN)
-    assert stored.step[:, 1].tolist() == [1, 1, 3, 3]
+    record_to_disk(tmp_path / "runs", 4, own, **PLAIN)
+    assert open_recording(tmp_path / "runs").step[:, 1].tolist() == [1, 1, 3, 3]
     assert "steps" in json.loads((tmp_path / "runs" / "manifest.json").read_text())
 
 
@@ -224,8 +297,7 @@ def test_chunks_that_are_none(tmp_path, record, message):
     """(wrong before 0.2)"""
     with pytest.raises(ValueError, match=message):
         record_to_disk(tmp_path / "runs", 4, record, **PLAIN)
-    assert not (tmp_path / "runs").exists()
-    assert not list(tmp_path.glob("*/*.npy"))
+    assert not contents(tmp_path)
 
 
 # --- one writer, and space --------------------------------------------------------------------------------------------
@@ -243,12 +315,11 @@ def test_a_second_writer_is_refused(tmp_path):
         asked.append(index.tolist())
         return plain(index)
 
-    stored = record_to_disk(tmp_path / "runs", 4, record, **PLAIN)
+    record_to_disk(tmp_path / "runs", 4, record, **PLAIN)
     assert asked == [[0, 1], [2, 3]]
-    assert stored.weights[:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert open_recording(tmp_path / "runs").weights[:, 0, 0].tolist() == [0, 1, 2, 3]
     assert not (tmp_path / "runs" / "lock").exists()
-    again = record_to_disk(tmp_path / "runs", 4, lambda index: pytest.fail("recorded again"), **PLAIN)
-    assert again.weights.shape == (4, 3, 4)
+    record_to_disk(tmp_path / "runs", 4, lambda index: pytest.fail("recorded again"), **PLAIN)
 
 
 def test_a_writer_that_is_in_another_process(tmp_path):
@@ -266,58 +337,95 @@ def test_a_writer_that_is_in_another_process(tmp_path):
     verify(tmp_path / "runs")
 
 
-def test_the_space_of_all_runs_is_taken_first(tmp_path):
-    """No file has holes once the first runs are there (wrong before 0.2)."""
-    long = functools.partial(plain, dim=40_000, slots=())
-    killed(tmp_path / "runs", long)
-    for name in ("weights", "mean_weights"):
-        about = (tmp_path / "runs.partial" / f"{name}.npy").stat()
-        assert about.st_blocks * 512 >= about.st_size > 4 * 3 * 40_000 * 4
-
-
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(tmp_path, monkeypatch, error):
-    """Before anything is recorded, with nothing left behind that claims its space (wrong before 0.2)."""
-
-    def full(descriptor, offset, size):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    """Before anything is written (wrong before 0.2)."""
     number = 4 * 3 * (4 + 4 + 4 * 16)  # step, time, and four of four weights
-    with pytest.raises(OSError, match=f"folder: no space left in .*runs.partial for {number} bytes of 4 runs"):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=number - 1))
+    with pytest.raises(OSError, match=f"folder: no space left in .*runs.partial/ for {number} bytes of runs"):
         record_to_disk(tmp_path / "runs", 4, plain, **PLAIN)
-    assert not list(tmp_path.glob("*/*.npy"))
-    monkeypatch.undo()
+    assert not contents(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=number))
     record_to_disk(tmp_path / "runs", 4, plain, **PLAIN)
     verify(tmp_path / "runs")
 
 
-@pytest.mark.parametrize("way", ["absent", "refused"])
-def test_space_is_taken_by_writing_where_it_cannot_be_asked_for(tmp_path, monkeypatch, way):
-    def refused(*_):
-        raise OSError(errno.EOPNOTSUPP, "not here")
+def test_a_chunk_that_cannot_be_written_does_not_count(tmp_path):
+    """As when others fill the disk meanwhile: what was written before is kept, and the recording goes on."""
+    noise = np.random.default_rng(0).normal(size=(4, 3, 10_000)).astype(np.float32)
+    record = lambda index: plain(index, dim=10_000, slots=())._replace(weights=noise[index])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    monkeypatch.delattr(os, "posix_fallocate") if way == "absent" else monkeypatch.setattr(
-        os, "posix_fallocate", refused
-    )
-    killed(tmp_path / "runs", functools.partial(plain, dim=40_000, slots=()))
-    about = (tmp_path / "runs.partial" / "weights.npy").stat()
-    assert about.st_blocks * 512 >= about.st_size
-    assert (
-        record_to_disk(tmp_path / "runs", 4, functools.partial(plain, dim=40_000, slots=()), **PLAIN).weights[3, 2, -1]
-        == 3
-    )
+    def limited(index):
+        if index[0]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        return record(index)
+
+    try:
+        with pytest.raises(OSError, match=r"folder: cannot write to .*runs.partial/ .*weights.*File too large"):
+            record_to_disk(tmp_path / "runs", 4, limited, **PLAIN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads((tmp_path / "runs.partial" / "manifest.json").read_text())["stored"] == 2
+    calls = []
+    record_to_disk(tmp_path / "runs", 4, lambda index: calls.append(index.tolist()) or record(index), **PLAIN)
+    assert calls == [[2, 3]]
+    np.testing.assert_array_equal(open_recording(tmp_path / "runs").weights, noise)
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path):
     """(wrong before 0.2)"""
     (tmp_path / "runs.partial").mkdir()
     (tmp_path / "runs.partial" / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"folder: expected .*runs\.partial empty or .*, got thesis\.tex in it"):
+    with pytest.raises(ValueError, match=r"folder: expected .*runs\.partial/ empty or .*, got thesis\.tex in it"):
         record_to_disk(tmp_path / "runs", 4, plain, **PLAIN)
     assert [path.name for path in (tmp_path / "runs.partial").iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match="folder: expected one whose parent exists"):
         record_to_disk(tmp_path / "no" / "runs", 4, plain, **PLAIN)
+
+
+# --- a URL ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_url(tmp_path):
+    """Made in place; it is complete when its manifest says so."""
+    url = (tmp_path / "some runs").as_uri()
+
+    def stop(index):
+        if index[0]:
+            raise Killed
+        return plain(index)
+
+    with pytest.raises(Killed):
+        record_to_disk(url, 4, stop, **PLAIN)
+    with pytest.raises(CorruptRecording, match="not finished"):
+        open_recording(url)
+    record_to_disk(url, 4, plain, **PLAIN)
+    record_to_disk(url + "/", 4, lambda index: pytest.fail("recorded again"), **PLAIN)
+    verify(url)
+    chex.assert_trees_all_equal(open_recording(url), plain(np.arange(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["some runs"]
+    with pytest.raises(ValueError, match=r"recipe: .* holds another recording: task 'plain', here 'other'"):
+        record_to_disk(url, 4, plain, **(PLAIN | {"recipe": {"task": "other"}}))
+
+
+def test_a_url_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder: expected file:///.*/ empty or .*, got thesis\.tex in it"):
+        record_to_disk(tmp_path.as_uri(), 4, plain, **PLAIN)
+    with pytest.raises(
+        ValueError, match=r"folder: expected a path, or a URL that tensorstore knows, got nowhere://runs"
+    ):
+        record_to_disk("nowhere://runs", 4, plain, **PLAIN)
+
+
+def test_a_store_without_files():
+    record_to_disk("memory://storage/runs", 4, plain, **PLAIN)
+    chex.assert_trees_all_equal(open_recording("memory://storage/runs", runs=[1]), plain([1]))
+    with pytest.raises(CorruptRecording, match="memory://storage/: not a recording"):
+        open_recording("memory://storage")
+    with pytest.raises(ValueError, match=r"folder: expected memory://storage/ empty or .*, got runs in it"):
+        record_to_disk("memory://storage", 4, plain, **PLAIN)
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------
@@ -344,24 +452,18 @@ def _with(*path, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("recipe"), "no proper recipe with num_runs"),
-        (_without("recipe", "num_runs"), "no proper recipe with num_runs"),
-        (_without("arrays"), "no proper arrays"),
-        (_without("arrays", "step"), "no proper arrays with step and time"),
-        (_without("arrays", "weights", "dtype"), "no proper dtype and shape of array weights"),
-        (_with("arrays", "weights", "dtype", value="float31"), "no proper dtype and shape of array weights"),
-        (_with("arrays", "weights", "shape", value="4"), "no proper dtype and shape of array weights"),
-        (_with("arrays", "colour", value={"dtype": "int32", "shape": [4]}), "no proper array colour"),
-        (_without("chunks"), "no proper chunks"),
-        (_without("chunks", 1, "runs"), "no proper runs and checksums"),
-        (_without("chunks", 1), "not finished"),
-        (
-            _with("chunks", 1, "runs", value=[0, 2]),
-            r"expected a chunk from run 2 on in its manifest, got runs \[0, 2\]",
-        ),
-        (_without("chunks", 0, "crc32"), "no proper runs and checksums"),
-        (_without("chunks", 1, "crc32", "state.mu"), r"state\.mu\.npy: no checksum of runs 2 to 4"),
-        (_with("layout", value=[]), "no proper layout"),
+        (_without("format"), r"manifest\.json is damaged \(KeyError\('format'\)\)"),
+        (_without("recipe"), "damaged .*'recipe'"),
+        (_without("recipe", "num_runs"), "damaged .*'num_runs'"),
+        (_without("arrays"), "damaged .*'arrays'"),
+        (_without("arrays", "step"), "damaged .*no array step"),
+        (_with("arrays", "weights", value="float31"), "weights: .*expected float31, got float32"),
+        (_with("arrays", "colour", value="int32 [4]"), "colour: cannot be read"),
+        (_without("stored"), "damaged .*'stored'"),
+        (_with("stored", value=2), "not finished"),
+        (_with("stored", value=3), "damaged .*3 of 4 runs stored, 2 at a time"),
+        (_with("stored", value=6), "damaged .*6 of 4 runs stored"),
+        (_with("layout", value=[1]), "damaged"),
     ],
 )
 def test_manifests_that_lack_something(tmp_path, change, message):
@@ -379,7 +481,7 @@ def test_manifests_that_lack_something(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"chunk": 1.5}, r"chunk: expected a whole number of at least 1, got 1\.5"),
+        ({"chunk": 1.5}, r"chunk: expected an integer of at least 1, got 1\.5"),
         ({"recipe": ["task"]}, "recipe: expected a dict"),
         ({"recipe": {"task": np.ones(2)}}, "recipe: expected what JSON can hold"),
         ({"recipe": {"chunk": 2}}, "recipe: expected other names than the arguments chunk"),
@@ -393,6 +495,6 @@ def test_bad_arguments(tmp_path, choices, message):
 def test_another_recipe_says_what_differs(tmp_path):
     record_to_disk(tmp_path / "runs", 4, plain, **PLAIN)
     with pytest.raises(
-        ValueError, match=r"recipe: .* by another one: task 'plain', here 'other'; choose another folder"
+        ValueError, match=r"recipe: .* holds another recording: task 'plain', here 'other'; record as before, choose"
     ):
         record_to_disk(tmp_path / "runs", 4, plain, **(PLAIN | {"recipe": {"task": "other"}}))
