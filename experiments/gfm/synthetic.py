@@ -15,7 +15,7 @@ from gfm_jax.base import Forecast, OptimizerField
 from gfm_jax.forecasting import baselines, forecast_windows, gradient_flow_matching, save_at
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.forecasting.recipe import Recipe
-from gfm_jax.optimizers.velocity import adam, momentum, rmsprop, sgd
+from gfm_jax.optimizers.fields import adam, momentum, rmsprop, sgd
 from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record_many, save_steps
 
 __all__ = ["forecast_regressions"]

@@ -1,7 +1,8 @@
 """Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields."""
 
-from gfm_jax.optimizers import stability, velocity
+from gfm_jax.optimizers import fields, stability
 from gfm_jax.optimizers.chebyshev import chebyshev, chebyshev_growth, chebyshev_interval, scale_by_chebyshev
+from gfm_jax.optimizers.fields import transformation_velocity
 from gfm_jax.optimizers.joint import joint_runge_kutta
 from gfm_jax.optimizers.multistep import (
     ADAMS_BASHFORTH,
@@ -32,7 +33,6 @@ from gfm_jax.optimizers.runge_kutta import (
 )
 from gfm_jax.optimizers.step_control import embedded_runge_kutta
 from gfm_jax.optimizers.symplectic import leapfrog, scale_by_leapfrog, scale_by_symplectic_euler, symplectic_euler
-from gfm_jax.optimizers.velocity import transformation_velocity
 from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "embedded_runge_kutta",
     "explicit_runge_kutta",
     "extrapolated_bdf2",
+    "fields",
     "heun",
     "joint_runge_kutta",
     "lagrange_sgd",
@@ -72,6 +73,5 @@ __all__ = [
     "symplectic_euler",
     "taylor_sgd",
     "transformation_velocity",
-    "velocity",
     "whole_params",
 ]

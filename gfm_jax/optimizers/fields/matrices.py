@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
 
 __all__ = ["matrix_sign", "muon"]
 

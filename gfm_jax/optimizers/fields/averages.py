@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves
+from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves
 
 __all__ = ["schedule_free"]
 
