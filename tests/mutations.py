@@ -97,8 +97,8 @@ MUTATIONS = (
     ),
     Mutation(
         "step control: the exponent of the other order",
-        "** (-1 / tableau.order)",
-        "** (-1 / (tableau.order + 1))",
+        "** (-1 / order)",
+        "** (-1 / (order + 1))",
         ("test_integrators",),
     ),
     Mutation(

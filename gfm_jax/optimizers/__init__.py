@@ -1,6 +1,9 @@
-"""Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields."""
+"""Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields.
 
-from gfm_jax.optimizers import fields, stability
+`gfm_jax.optimizers.tableaus` is imported by its own name, since it imports diffrax.
+"""
+
+from gfm_jax.optimizers import fields, order_conditions, stability
 from gfm_jax.optimizers.chebyshev import chebyshev, chebyshev_growth, chebyshev_interval, scale_by_chebyshev
 from gfm_jax.optimizers.fields import transformation_velocity
 from gfm_jax.optimizers.joint import joint_runge_kutta
@@ -18,12 +21,6 @@ from gfm_jax.optimizers.multistep import (
     taylor_sgd,
 )
 from gfm_jax.optimizers.runge_kutta import (
-    EXTRAGRADIENT,
-    HEUN,
-    MIDPOINT,
-    RALSTON,
-    RK4,
-    Tableau,
     explicit_runge_kutta,
     heun,
     midpoint,
@@ -37,16 +34,10 @@ from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 
 __all__ = [
     "ADAMS_BASHFORTH",
-    "EXTRAGRADIENT",
     "EXTRAPOLATED_BDF2",
-    "HEUN",
     "LAGRANGE",
-    "MIDPOINT",
-    "RALSTON",
-    "RK4",
     "TAYLOR",
     "Multistep",
-    "Tableau",
     "WholeGradient",
     "adams_bashforth",
     "chebyshev",
@@ -62,6 +53,7 @@ __all__ = [
     "leapfrog",
     "linear_multistep",
     "midpoint",
+    "order_conditions",
     "ralston",
     "rk4",
     "scale_by_chebyshev",

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 from numpy.polynomial.chebyshev import Chebyshev
-from numpy.typing import ArrayLike
 
 from gfm_jax.optimizers.rate import check_not_negative
 from gfm_jax.optimizers.wide import wide_zeros
