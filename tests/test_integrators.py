@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.integrators.flow import descent, distance, exact_flow, fitted_order, follow, regress
 from gfm_jax import optimizers
 from gfm_jax.optimizers import multistep, order_conditions, runge_kutta, stability
 from gfm_jax.optimizers.tableaus import EXTRAGRADIENT, RK4
+from gfm_jax.optimizers.testing import descent, distance, exact_flow, fitted_order, follow, regress
 
 # Of two stages, as diffrax wants it; the second has no weight.
 EULER = diffrax.ButcherTableau(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.integrators.flow import descent, distances, exact_flow, fitted_order, follow, regress, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.optimizers import stability
+from gfm_jax.optimizers.testing import descent, distances, exact_flow, fitted_order, follow, regress, stack
 
 __all__ = ["measure_noise", "measure_order", "measure_stability", "orders", "regions", "root_test"]
 

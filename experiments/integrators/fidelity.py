@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import classify, descent, distances, exact_flow, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.datasets import load_dataset
+from gfm_jax.optimizers.testing import classify, descent, distances, exact_flow, stack
 
 __all__ = ["SEGMENTS", "measure_fidelity"]
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, regress
 from experiments.integrators.methods import ON_THE_FLOW
+from gfm_jax.optimizers.testing import Problem, descent, distance, exact_flow, fitted_order, regress
 
 __all__ = ["FLOWS", "measure_shuffling", "order_when_reversed"]
 
