@@ -10,12 +10,10 @@ from gfm_jax.optimizers.joint import joint_runge_kutta
 from gfm_jax.optimizers.multistep import (
     ADAMS_BASHFORTH,
     EXTRAPOLATED_BDF2,
-    LAGRANGE,
     TAYLOR,
     Multistep,
     adams_bashforth,
     extrapolated_bdf2,
-    lagrange_sgd,
     linear_multistep,
     scale_by_linear_multistep,
     taylor_sgd,
@@ -35,7 +33,6 @@ from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 __all__ = [
     "ADAMS_BASHFORTH",
     "EXTRAPOLATED_BDF2",
-    "LAGRANGE",
     "TAYLOR",
     "Multistep",
     "WholeGradient",
@@ -49,7 +46,6 @@ __all__ = [
     "fields",
     "heun",
     "joint_runge_kutta",
-    "lagrange_sgd",
     "leapfrog",
     "linear_multistep",
     "midpoint",

@@ -19,14 +19,12 @@ from gfm_jax.optimizers.wide import wide, wide_zeros
 __all__ = [
     "ADAMS_BASHFORTH",
     "EXTRAPOLATED_BDF2",
-    "LAGRANGE",
     "SCHEMES",
     "TAYLOR",
     "Multistep",
     "ScaleByLinearMultistepState",
     "adams_bashforth",
     "extrapolated_bdf2",
-    "lagrange_sgd",
     "linear_multistep",
     "scale_by_linear_multistep",
     "taylor_sgd",
@@ -69,10 +67,6 @@ TAYLOR = {
     "taylor5_opt": Multistep((3 / 5, -1 / 5, -1 / 5), (4 / 5,), 2, 7 / 6, 4.0, 1.0),
 }
 EXTRAPOLATED_BDF2 = Multistep((1 / 3,), (4 / 3, -2 / 3), 2, 2 / 3, 4 / 3, 11 / 6)
-LAGRANGE = {  # differences that look one step ahead: they damp nothing, and diverge
-    3: Multistep((-1.0,), (2.0,), 2, 1 / 6, 0.0, float("inf")),
-    4: Multistep((-5 / 2, 1 / 2), (3.0,), 3, 1 / 12, 0.0, float("inf")),
-}
 SCHEMES = {f"adams_bashforth_{order}": scheme for order, scheme in ADAMS_BASHFORTH.items()} | TAYLOR
 SCHEMES |= {"extrapolated_bdf2": EXTRAPOLATED_BDF2}
 
@@ -116,26 +110,6 @@ def scale_by_linear_multistep(
             raise ValueError(
                 f"start: expected rows with sum 1, row {k} of at most {most} coefficients, got {tuple(row)}"
             )
-    return _scale_by(mu, b, start)
-
-
-def _check(mu, b):
-    mu, b = tuple(float(c) for c in mu), tuple(float(c) for c in b)
-    if not b:
-        raise ValueError("b: expected a coefficient for the present gradient at least, got none")
-    if abs(sum(mu) + sum(b) - 1) > 1e-6:
-        raise ValueError(
-            f"mu, b: expected sum b = 1 - sum mu, or steps have the wrong length; got {sum(b)} and {sum(mu)}"
-        )
-    roots = parasitic_roots(mu)
-    worst = max(roots, key=abs, default=0.0)
-    if abs(worst) > 1 - 1e-9:
-        said = f"{worst.real:.6g}" if abs(worst.imag) < 1e-12 else f"{worst:.6g}"
-        raise ValueError(f"mu: expected a zero-stable rule, every root inside the unit circle, got the root {said}")
-    return mu, b
-
-
-def _scale_by(mu, b, start):
     rows = _rows(mu, b, start)
 
     def init(params):
@@ -159,6 +133,22 @@ def _scale_by(mu, b, start):
         return jax.tree.map(lambda d, g: d.astype(g.dtype), direction, updates), new_state
 
     return optax.GradientTransformation(init, update)
+
+
+def _check(mu, b):
+    mu, b = tuple(float(c) for c in mu), tuple(float(c) for c in b)
+    if not b:
+        raise ValueError("b: expected a coefficient for the present gradient at least, got none")
+    if abs(sum(mu) + sum(b) - 1) > 1e-6:
+        raise ValueError(
+            f"mu, b: expected sum b = 1 - sum mu, or steps have the wrong length; got {sum(b)} and {sum(mu)}"
+        )
+    roots = parasitic_roots(mu)
+    worst = max(roots, key=abs, default=0.0)
+    if abs(worst) > 1 - 1e-9:
+        said = f"{worst.real:.6g}" if abs(worst.imag) < 1e-12 else f"{worst:.6g}"
+        raise ValueError(f"mu: expected a zero-stable rule, every root inside the unit circle, got the root {said}")
+    return mu, b
 
 
 def _rows(mu, b, start):
@@ -237,18 +227,6 @@ def extrapolated_bdf2(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTr
     .. math:: u_k = \tfrac{1}{3} u_{k-1} - lr \Big(\tfrac{4}{3} g_k - \tfrac{2}{3} g_{k-1}\Big)
     """
     return linear_multistep(learning_rate, EXTRAPOLATED_BDF2)
-
-
-def lagrange_sgd(learning_rate: optax.ScalarOrSchedule, points: int = 3) -> optax.GradientTransformation:
-    r"""A counter-example: Lagrange's difference one step ahead. It diverges, at every learning rate.
-
-    .. math:: u_k = -u_{k-1} - 2\, lr\, g_k
-
-    with 3 points, whose root -1 nothing damps; with 4 the root is -2.69.
-    """
-    check_not_negative(learning_rate=learning_rate)
-    scheme = _among("points", points, LAGRANGE)
-    return optax.chain(_scale_by(scheme.mu, scheme.b, scheme.start), optax.scale_by_learning_rate(learning_rate))
 
 
 def _among(name, asked, table):
