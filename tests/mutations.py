@@ -91,8 +91,8 @@ MUTATIONS = (
     ),
     Mutation(
         "Runge-Kutta: stages at the next step's rate",
-        "rate_at(learning_rate, state.count), updates, params, grad_fn)",
-        "rate_at(learning_rate, state.count + 1), updates, params, grad_fn)",
+        "rate_at(state.count), updates, params, grad_fn)",
+        "rate_at(state.count + 1), updates, params, grad_fn)",
         ("test_integrators",),
     ),
     Mutation(

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 from numpy.polynomial.chebyshev import Chebyshev
 
-from gfm_jax.optimizers.rate import check_not_negative
-from gfm_jax.optimizers.wide import wide_zeros
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import zero_accumulators
 
 __all__ = ["ScaleByChebyshevState", "chebyshev", "chebyshev_growth", "chebyshev_interval", "scale_by_chebyshev"]
 
@@ -47,7 +47,7 @@ def scale_by_chebyshev(num_stages: int = 5, damping: float = 0.05) -> optax.Grad
     of_past, of_gradient = _coefficients(num_stages, damping)
 
     def init(params):
-        return ScaleByChebyshevState(jnp.zeros([], jnp.int32), wide_zeros(params))
+        return ScaleByChebyshevState(jnp.zeros([], jnp.int32), zero_accumulators(params))
 
     def update(updates, state, params=None):
         del params

@@ -8,9 +8,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array
 
+from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.optimizers.runge_kutta import check_explicit, check_stages, num_gradients
 from gfm_jax.optimizers.whole_gradient import ask
-from gfm_jax.optimizers.wide import wide
 
 if TYPE_CHECKING:
     import diffrax
@@ -95,6 +95,6 @@ def _after(x, row, d):
     """x + sum_i row_i d_i, of counters what is whole of it; of flags and keys what they became first."""
     if not _is(x, jnp.number):
         return d[0]
-    far = wide if _is(x, jnp.floating) else lambda leaf: leaf
+    far = as_accumulator if _is(x, jnp.floating) else lambda leaf: leaf
     moved = far(x) + sum(c * far(d_i) for c, d_i in zip(row, d, strict=True))
     return (jnp.floor(moved + 1e-3) if _is(x, jnp.integer) else moved).astype(x.dtype)

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from gfm_jax.optimizers.rate import check_not_negative
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import as_accumulator, zero_accumulators
 from gfm_jax.optimizers.stability import parasitic_roots
-from gfm_jax.optimizers.wide import wide, wide_zeros
 
 __all__ = [
     "ADAMS_BASHFORTH",
@@ -113,12 +113,12 @@ def scale_by_linear_multistep(
     rows = _rows(mu, b, start)
 
     def init(params):
-        zeros = lambda num: tuple(wide_zeros(params) for _ in range(num))
+        zeros = lambda num: tuple(zero_accumulators(params) for _ in range(num))
         return ScaleByLinearMultistepState(jnp.zeros([], jnp.int32), zeros(len(mu)), zeros(len(b) - 1))
 
     def update(updates, state, params=None):
         del params
-        past = (*state.directions, jax.tree.map(wide, updates), *state.gradients)
+        past = (*state.directions, jax.tree.map(as_accumulator, updates), *state.gradients)
         row = jnp.asarray(rows)[jnp.minimum(state.count, len(rows) - 1)]
 
         def mix(*leaves):

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from gfm_jax.optimizers.rate import check_not_negative, rate_at
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.optimizers.whole_gradient import ask
-from gfm_jax.optimizers.wide import wide
 
 if TYPE_CHECKING:
     import diffrax  # where it is run it is imported on first use: it takes half a second
@@ -69,6 +69,7 @@ def scale_by_runge_kutta(
     """
     check_explicit(tableau)
     check_not_negative(learning_rate=learning_rate)
+    rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     num = num_gradients(tableau)
     b = tableau.b_sol[:num].tolist()
 
@@ -78,7 +79,7 @@ def scale_by_runge_kutta(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
-        stages = stage_gradients(tableau, num, rate_at(learning_rate, state.count), updates, params, grad_fn)
+        stages = stage_gradients(tableau, num, rate_at(state.count), updates, params, grad_fn)
         return _mix(b, stages), ScaleByRungeKuttaState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -124,7 +125,7 @@ def stage_gradients(tableau: "diffrax.ButcherTableau", num: int, rate, gradient,
     check_stages(num, params, grad_fn)
     stages = [gradient]
     for row in tableau.a_lower[: num - 1]:
-        step = lambda w, d: (wide(w) - rate * wide(d)).astype(w.dtype)
+        step = lambda w, d: (as_accumulator(w) - rate * as_accumulator(d)).astype(w.dtype)
         stages.append(ask(grad_fn, jax.tree.map(step, params, _mix(row.tolist(), stages))))
     return stages
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.optimizers.order_conditions import error_order
 from gfm_jax.optimizers.runge_kutta import check_explicit, num_gradients, stage_gradients
-from gfm_jax.optimizers.wide import wide
 
 if TYPE_CHECKING:
     import diffrax
@@ -84,8 +84,12 @@ def embedded_runge_kutta(
         del extra_args
         rate = state.learning_rate
         stages = stage_gradients(tableau, num, rate, updates, params, grad_fn)
-        mix = lambda row: jax.tree.map(lambda *k: sum(c * wide(leaf) for c, leaf in zip(row, k, strict=True)), *stages)
-        off = jax.tree.map(lambda d, w: rate * d / (absolute + relative * jnp.abs(wide(w))), mix(b_error), params)
+        mix = lambda row: jax.tree.map(
+            lambda *k: sum(c * as_accumulator(leaf) for c, leaf in zip(row, k, strict=True)), *stages
+        )
+        off = jax.tree.map(
+            lambda d, w: rate * d / (absolute + relative * jnp.abs(as_accumulator(w))), mix(b_error), params
+        )
         error = optax.tree.norm(off) / optax.tree.size(off) ** 0.5
         accepted = error <= 1
         change = jnp.clip(SAFETY * jnp.maximum(error, 1e-12) ** (-1 / order), SMALLEST, LARGEST)

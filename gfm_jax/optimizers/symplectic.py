@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from gfm_jax.optimizers.rate import check_not_negative, rate_at
-from gfm_jax.optimizers.wide import wide_zeros
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import zero_accumulators
 
 __all__ = ["SymplecticState", "leapfrog", "scale_by_leapfrog", "scale_by_symplectic_euler", "symplectic_euler"]
 
@@ -79,14 +79,15 @@ def scale_by_symplectic_euler(
 
 def _transformation(learning_rate, friction, kick):
     check_not_negative(learning_rate=learning_rate, friction=friction)
+    rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
 
     def init(params):
-        momentum = wide_zeros(params)
+        momentum = zero_accumulators(params)
         return SymplecticState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.result_type(float)), momentum)
 
     def update(updates, state, params=None):
         del params
-        step = jnp.asarray(rate_at(learning_rate, state.count), state.step.dtype)
+        step = jnp.asarray(rate_at(state.count), state.step.dtype)
         move = lambda p, g: kick(p, g.astype(p.dtype), state.step.astype(p.dtype), step.astype(p.dtype))
         momentum = jax.tree.map(move, state.momentum, updates)
         new_state = SymplecticState(optax.safe_increment(state.count), step, momentum)

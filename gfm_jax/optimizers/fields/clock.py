@@ -11,8 +11,6 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gfm_jax.optimizers.rate import rate_at
-
 __all__ = ["matched_decay", "memory"]
 
 
@@ -42,4 +40,5 @@ def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float) -> Callable
     """
     if not tau > 0:
         raise ValueError(f"tau: expected a positive time, got {tau}")
-    return lambda count: jnp.exp(-rate_at(learning_rate, count) / tau)
+    rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    return lambda count: jnp.exp(-rate_at(count) / tau)
