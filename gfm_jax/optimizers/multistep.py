@@ -102,6 +102,11 @@ def scale_by_linear_multistep(
         of `start` that reach further back than there are gradients.
 
     Gradient descent as a numerical method, arXiv 2409.04707.
+
+    >>> optimizer, w = scale_by_linear_multistep((), (1.5, -0.5)), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)
+    0.25
     """
     mu, b = _check(mu, b)
     for k, row in enumerate(start):
@@ -184,6 +189,11 @@ def linear_multistep(learning_rate: optax.ScalarOrSchedule, scheme: Multistep) -
 
     Raises:
       ValueError: for a negative rate, or as `scale_by_linear_multistep`.
+
+    >>> optimizer, w = linear_multistep(0.1, EXTRAPOLATED_BDF2), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)  # -.1 (1/3 + 4/3 .5 - 2/3)
+    -0.0333
     """
     check_not_negative(learning_rate=learning_rate)
     scale = scale_by_linear_multistep(scheme.mu, scheme.b, scheme.start)
@@ -200,6 +210,11 @@ def adams_bashforth(learning_rate: optax.ScalarOrSchedule, order: int = 2) -> op
     Args:
       learning_rate: a number, not negative, or a schedule.
       order: 1 (gradient descent), 2 or 3: one gradient an update gives nothing higher a start of its order.
+
+    >>> optimizer, w = adams_bashforth(0.1), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)  # -.1 (3/2 .5 - 1/2)
+    -0.025
     """
     return linear_multistep(learning_rate, _among("order", order, ADAMS_BASHFORTH))
 
@@ -217,6 +232,11 @@ def taylor_sgd(learning_rate: optax.ScalarOrSchedule, kind: str = "taylor4_opt")
       kind: "taylor4", "taylor4_opt" or "taylor5_opt".
 
     Gradient descent as a numerical method, arXiv 2409.04707.
+
+    >>> optimizer, w = taylor_sgd(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # the first update is Euler's
+    -0.1
     """
     return linear_multistep(learning_rate, _among("kind", kind, TAYLOR))
 
@@ -225,6 +245,14 @@ def extrapolated_bdf2(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTr
     r"""The backward difference of order 2, its gradient extrapolated from the last two.
 
     .. math:: u_k = \tfrac{1}{3} u_{k-1} - lr \Big(\tfrac{4}{3} g_k - \tfrac{2}{3} g_{k-1}\Big)
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = extrapolated_bdf2(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # the first update is Euler's
+    -0.1
     """
     return linear_multistep(learning_rate, EXTRAPOLATED_BDF2)
 

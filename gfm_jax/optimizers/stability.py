@@ -43,6 +43,10 @@ def order_and_error_constant(mu: Coefficients, b: Coefficients) -> tuple[int, fl
 
     Returns:
       The order, 0 where the rule is not consistent, and the error constant.
+
+    >>> order, _ = order_and_error_constant((), (1.5, -0.5))
+    >>> order
+    2
     """
 
     def residual(m):
@@ -57,7 +61,14 @@ def order_and_error_constant(mu: Coefficients, b: Coefficients) -> tuple[int, fl
 
 
 def parasitic_roots(mu: Coefficients) -> np.ndarray:
-    """The roots of z^p = sum_j mu_j z^{p-j}: what the rule adds to the flow. All must be inside the unit circle."""
+    """The roots of z^p = sum_j mu_j z^{p-j}: what the rule adds to the flow. All must be inside the unit circle.
+
+    Args:
+      mu: of the past directions, newest first.
+
+    >>> parasitic_roots((0.5,))
+    array([0.5])
+    """
     return np.roots([1.0, *(-np.asarray(mu, float))]) if len(mu) else np.zeros(0)
 
 
@@ -72,6 +83,9 @@ def growth(mu: Coefficients, b: Coefficients, q: ArrayLike) -> np.ndarray | np.f
 
     Returns:
       The largest modulus of a root, in the shape of q.
+
+    >>> round(float(growth((), (1.0,), 0.25)), 4)  # gradient descent
+    0.75
     """
     size = max(len(mu), len(b) - 1)
     of_directions, of_gradients = np.zeros(size + 1), np.zeros(size + 1)
@@ -94,6 +108,9 @@ def stability_interval(mu: Coefficients, b: Coefficients, highest: float = 200.0
 
     Returns:
       The end of the interval, 0 for a rule that damps nothing.
+
+    >>> round(stability_interval((), (1.0,)), 4)  # gradient descent
+    2.0
     """
     return _interval(lambda q: growth(mu, b, q), highest)
 
@@ -155,7 +172,15 @@ def _interval(grown: Callable, highest: float) -> float:
 
 
 def noise_energy(mu: Coefficients, b: Coefficients, num_steps: int = 10_000) -> float:
-    r"""By how much a rule multiplies the variance of white noise in the gradient: sum_k h_k^2 of its impulse response h."""
+    r"""By how much a rule multiplies the variance of white noise in the gradient: sum_k h_k^2 of its impulse response h.
+
+    Args:
+      mu, b: of the rule, zero-stable.
+      num_steps: of the impulse response, at least 1.
+
+    >>> noise_energy((), (1.5, -0.5))
+    2.5
+    """
     past, energy = np.zeros(len(mu)), 0.0
     for k in range(num_steps):
         response = np.dot(mu, past) + (b[k] if k < len(b) else 0.0)

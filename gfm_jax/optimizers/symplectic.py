@@ -45,6 +45,11 @@ def scale_by_leapfrog(
 
     Raises:
       ValueError: for a negative rate or friction.
+
+    >>> optimizer, w = scale_by_leapfrog(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # half a kick
+    0.05
     """
 
     def kick(momentum, gradient, before, step):
@@ -72,6 +77,11 @@ def scale_by_symplectic_euler(
 
     Raises:
       ValueError: for a negative rate or friction.
+
+    >>> optimizer, w = scale_by_symplectic_euler(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)
+    0.1
     """
     kick = lambda momentum, gradient, before, step: jnp.exp(-friction * step) * momentum - step * gradient
     return _transformation(learning_rate, friction, kick)
@@ -100,12 +110,24 @@ def _transformation(learning_rate, friction, kick):
 
 
 def leapfrog(learning_rate: optax.ScalarOrSchedule, friction: float | Array = 0.0) -> optax.GradientTransformation:
-    """The momentum equation by the conformal leapfrog, of order 2; arguments as of `scale_by_leapfrog`."""
+    """The momentum equation by the conformal leapfrog, of order 2; arguments as of `scale_by_leapfrog`.
+
+    >>> optimizer, w = leapfrog(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # -lr^2 / 2
+    -0.005
+    """
     return optax.chain(scale_by_leapfrog(learning_rate, friction), optax.scale_by_learning_rate(learning_rate))
 
 
 def symplectic_euler(
     learning_rate: optax.ScalarOrSchedule, friction: float | Array = 0.0
 ) -> optax.GradientTransformation:
-    """The momentum equation by the conformal symplectic Euler method; arguments as of `scale_by_symplectic_euler`."""
+    """The momentum equation by the conformal symplectic Euler method; arguments as of `scale_by_symplectic_euler`.
+
+    >>> optimizer, w = symplectic_euler(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # -lr^2
+    -0.01
+    """
     return optax.chain(scale_by_symplectic_euler(learning_rate, friction), optax.scale_by_learning_rate(learning_rate))
