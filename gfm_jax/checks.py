@@ -14,6 +14,7 @@ __all__ = [
     "check_choices",
     "check_count",
     "check_finite",
+    "check_not_negative",
     "check_source",
     "check_times",
     "is_traced",
@@ -82,6 +83,15 @@ def check_finite(name: str, points) -> None:
     if bad:
         whole = "the point is" if jnp.ndim(points) == 1 else f"{bad} of {len(points)} points are"
         raise ValueError(f"{name}: {whole} not finite")
+
+
+def check_not_negative(**values) -> None:
+    """Raises ValueError for what is not one number from 0 on; schedules of numbers pass."""
+    for name, value in values.items():
+        if callable(value) or isinstance(value, Tracer):
+            continue
+        if not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected a number from 0 on, or a schedule, got {value}")
 
 
 def is_traced(*trees) -> bool:

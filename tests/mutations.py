@@ -91,14 +91,14 @@ MUTATIONS = (
     ),
     Mutation(
         "Runge-Kutta: stages at the next step's rate",
-        "rate_at(learning_rate, state.count), updates, params, grad_fn)",
-        "rate_at(learning_rate, state.count + 1), updates, params, grad_fn)",
+        "rate_at(state.count), updates, params, grad_fn)",
+        "rate_at(state.count + 1), updates, params, grad_fn)",
         ("test_integrators",),
     ),
     Mutation(
         "step control: the exponent of the other order",
-        "** (-1 / tableau.order)",
-        "** (-1 / (tableau.order + 1))",
+        "** (-1 / order)",
+        "** (-1 / (order + 1))",
         ("test_integrators",),
     ),
     Mutation(

@@ -12,9 +12,9 @@ from commands import run_experiment
 
 from experiments.integrators import training
 from experiments.integrators.config import PRESETS, check
-from experiments.integrators.flow import descent, exact_flow
 from experiments.integrators.training import Trained, train
 from experiments.precision import double_precision
+from gfm_jax.optimizers.testing import descent, exact_flow
 
 run = functools.partial(run_experiment, "integrators")
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +22,16 @@ RECIPES = {  # name: (factory, arguments, those that no array can stand for)
     "midpoint": (optimizers.midpoint, {"learning_rate": 1e-3}, ()),
     "ralston": (optimizers.ralston, {"learning_rate": 1e-3}, ()),
     "rk4": (optimizers.rk4, {"learning_rate": 1e-3}, ()),
+    "bosh3": (optimizers.explicit_runge_kutta, {"learning_rate": 1e-3, "tableau": diffrax.Bosh3.tableau}, ()),
+    "tsit5": (optimizers.explicit_runge_kutta, {"learning_rate": 1e-3, "tableau": diffrax.Tsit5.tableau}, ()),
+    "dopri5": (optimizers.explicit_runge_kutta, {"learning_rate": 1e-3, "tableau": diffrax.Dopri5.tableau}, ()),
     "chebyshev": (optimizers.chebyshev, {"learning_rate": 2e-3}, ("num_stages", "damping")),
     "leapfrog": (optimizers.leapfrog, {"learning_rate": 0.03, "friction": 0.5}, ()),
     "symplectic_euler": (optimizers.symplectic_euler, {"learning_rate": 0.03, "friction": 0.5}, ()),
 }
 OTHERS = {
     "embedded": lambda: optimizers.embedded_runge_kutta(1e-3),
+    "embedded_bosh3": lambda: optimizers.embedded_runge_kutta(1e-3, tableau=diffrax.Bosh3.tableau),
     "joint_adam": lambda: optimizers.joint_runge_kutta(optax.adam(1e-2)),
     "joint_momentum": lambda: optimizers.joint_runge_kutta(optax.sgd(1e-4, momentum=0.9)),
 }

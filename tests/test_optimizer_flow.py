@@ -9,15 +9,15 @@ import optax
 import pytest
 
 from gfm_jax.forecasting import horizon_at, optimizer_flow, prefix_of
-from gfm_jax.optimizers import velocity
+from gfm_jax.optimizers import fields
 from gfm_jax.runs import quadratic, record, save_steps
 
 TASK = quadratic(jnp.array([0.2, 0.5, 1.0, 2.0]), 1.5)
 OPTIMIZERS = {
-    "sgd": (optax.sgd, velocity.sgd(), 0.01),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), velocity.momentum(0.9), 0.001),
-    "rmsprop": (functools.partial(optax.rmsprop, decay=0.9), velocity.rmsprop(0.9), 0.002),
-    "adam": (optax.adam, velocity.adam(), 0.005),
+    "sgd": (optax.sgd, fields.sgd(), 0.01),
+    "momentum": (functools.partial(optax.sgd, momentum=0.9), fields.momentum(0.9), 0.001),
+    "rmsprop": (functools.partial(optax.rmsprop, decay=0.9), fields.rmsprop(0.9), 0.002),
+    "adam": (optax.adam, fields.adam(), 0.005),
 }
 
 

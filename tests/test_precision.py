@@ -13,7 +13,7 @@ from gfm_jax.flows import GaussianSource, adjoint_matching_targets, closed_form_
 from gfm_jax.flows.analytic import uniform_on_boxes
 from gfm_jax.flows.metrics import frechet, mmd, sliced_wasserstein
 from gfm_jax.forecasting import baselines, gradient_flow_matching, horizon_at, observe, prefix_of
-from gfm_jax.optimizers.velocity import matrix_sign
+from gfm_jax.optimizers.fields import matrix_sign
 from gfm_jax.runs import gradient_descent_end, linear_regression, record, save_steps
 from gfm_jax.weights import class_context, low_rank, pca
 

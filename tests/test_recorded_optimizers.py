@@ -11,7 +11,8 @@ import pytest
 
 from gfm_jax import optimizers
 from gfm_jax.base import Task
-from gfm_jax.optimizers import EXTRAGRADIENT, WholeGradient
+from gfm_jax.optimizers import WholeGradient
+from gfm_jax.optimizers.tableaus import EXTRAGRADIENT
 from gfm_jax.pytrees import ravel
 from gfm_jax.runs import record, record_many
 

@@ -16,7 +16,7 @@ from gfm_jax.fitting import fit
 from gfm_jax.forecasting import baselines, flow_map, forecast_windows, save_at
 from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
-from gfm_jax.optimizers.velocity import adam, momentum, rmsprop, sgd
+from gfm_jax.optimizers.fields import adam, momentum, rmsprop, sgd
 from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record_many, save_steps
 
 __all__ = ["forecast_regressions"]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.integrators.flow import descent, distances, exact_flow, fitted_order, follow, regress, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.optimizers import stability
+from gfm_jax.optimizers.testing import descent, distance, exact_flow, fitted_order, follow, regress
 
 __all__ = ["measure_noise", "measure_order", "measure_stability", "orders", "regions", "root_test"]
 
@@ -19,14 +19,15 @@ def measure_order(config, key: jax.Array) -> dict[str, np.ndarray]:
     """Distances to the flow of a perceptron with 41 weights, by method [starts, numbers of updates]."""
     problems = [regress(jax.random.fold_in(key, k)) for k in range(config.num_starts)]
     gradient = problems[0].gradient  # of one network, on the examples that it is given
-    starts, examples = (stack([getattr(problem, field) for problem in problems]) for field in ("start", "examples"))
+    several = [(problem.start, problem.examples) for problem in problems]
+    starts, examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
     flow = functools.partial(exact_flow, descent(gradient))
     ends = jax.vmap(flow, (0, None, 0))(starts, TIME, examples)
     found = {}
     for name in config.methods:
         run = jax.vmap(functools.partial(follow, ON_THE_FLOW[name].make, gradient), (0, None, None, 0))
         others = [run(starts, TIME / num, num, examples) for num in config.order_updates]
-        found[name] = np.stack([distances(other, ends) for other in others], axis=1)
+        found[name] = np.stack([jax.vmap(distance)(other, ends) for other in others], axis=1)
     return found
 
 

@@ -2,14 +2,16 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import classify, descent, distances, exact_flow, stack
 from experiments.integrators.methods import ON_THE_FLOW
 from gfm_jax.datasets import load_dataset
+from gfm_jax.networks import MLP, init_network
+from gfm_jax.optimizers.testing import Problem, descent, distance, exact_flow
 
 __all__ = ["SEGMENTS", "measure_fidelity"]
 
@@ -21,9 +23,9 @@ def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
     velocities of its segments against the flow from the same weights, relative, where segments are whole numbers of cycles."""
     images, labels = load_dataset("digits")
     some = slice(config.fidelity_images)
-    problems = [classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
+    problems = [_classify(k, images[some] / 255, labels[some]) for k in jax.random.split(key, config.num_starts)]
     gradient = problems[0].gradient  # of one and the same loss
-    starts = stack([problem.start for problem in problems])
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[problem.start for problem in problems])
     flow = functools.partial(_flow, descent(gradient))
     begins = jax.tree.map(
         lambda leaf: jnp.repeat(leaf[:, None], SEGMENTS, axis=1), starts
@@ -37,10 +39,23 @@ def measure_fidelity(config, key: jax.Array) -> tuple[dict, dict]:
             segments = SEGMENTS if num % (20 * SEGMENTS) == 0 else 1
             rate = config.fidelity_time / updates
             saved = make(starts, rate, updates // segments, segments)
-            far[name, num] = np.asarray(distances(jax.tree.map(lambda run: run[:, -1], saved), ends))
+            far[name, num] = np.asarray(_distances(jax.tree.map(lambda run: run[:, -1], saved), ends))
             if segments > 1:
                 off[name, num] = _target_errors(flow, saved, config.fidelity_time / segments)
     return far, off
+
+
+def _classify(key, images, labels, num_hidden=16):
+    """Classification of images in ten classes by a smooth perceptron."""
+    network, cross_entropy = MLP((num_hidden, 10), nn.tanh), optax.softmax_cross_entropy_with_integer_labels
+    examples = jnp.asarray(images.reshape(len(images), -1), jnp.result_type(float)), jnp.asarray(labels)
+    loss = lambda weights, examples: cross_entropy(network.apply(weights, examples[0]), examples[1]).mean()
+    start = init_network(network, key, examples[0])
+    start = jax.tree.map(lambda leaf: leaf.astype(examples[0].dtype), start)  # which flax does not ask about
+    return Problem(loss, lambda weights: jax.grad(loss)(weights, examples), examples, start)
+
+
+_distances = jax.jit(jax.vmap(distance))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5))
@@ -70,7 +85,7 @@ def _target_errors(flow, saved, time):
         jax.tree.map(lambda leaf, part=part: leaf[:, part], saved) for part in (slice(None, -1), slice(1, None))
     )
     true = flow(begin, time)
-    return np.asarray(distances(end, true) / distances(true, begin))
+    return np.asarray(_distances(end, true) / _distances(true, begin))
 
 
 def _flow(field, starts, time):

@@ -4,18 +4,21 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import diffrax
 import optax
 
 from gfm_jax.optimizers import (
-    HEUN,
     chebyshev,
     chebyshev_interval,
     explicit_runge_kutta,
     joint_runge_kutta,
     linear_multistep,
     multistep,
-    runge_kutta,
 )
+from gfm_jax.optimizers.order_conditions import runge_kutta_order
+from gfm_jax.optimizers.runge_kutta import num_gradients
+from gfm_jax.optimizers.stability import runge_kutta_interval
+from gfm_jax.optimizers.tableaus import EXTRAGRADIENT, RK4
 
 __all__ = ["NUM_TRAIN", "ON_THE_FLOW", "TRAINED", "Method"]
 
@@ -51,14 +54,15 @@ def _multistep(scheme):
 
 def _runge_kutta(tableau):
     make = functools.partial(explicit_runge_kutta, tableau=tableau)
-    return Method(make, len(tableau.b), tableau.order, tableau.stability)
+    return Method(make, num_gradients(tableau), runge_kutta_order(tableau), runge_kutta_interval(tableau))
 
 
 STAGES = 5  # of Chebyshev's method
 SGD = Method(optax.sgd, 1, 1, 2.0, 1.0, ((), (1.0,)), ours=False)
 ON_THE_FLOW = {"sgd": SGD}
 ON_THE_FLOW |= {name: _multistep(scheme) for name, scheme in multistep.SCHEMES.items() if name != "adams_bashforth_1"}
-ON_THE_FLOW |= {name: _runge_kutta(tableau) for name, tableau in runge_kutta.TABLEAUS.items()}
+ON_THE_FLOW |= {s.__name__.lower(): _runge_kutta(s.tableau) for s in (diffrax.Heun, diffrax.Midpoint, diffrax.Ralston)}
+ON_THE_FLOW |= {"rk4": _runge_kutta(RK4), "extragradient": _runge_kutta(EXTRAGRADIENT)}
 ON_THE_FLOW["chebyshev"] = Method(
     functools.partial(chebyshev, num_stages=STAGES), 1, 1, chebyshev_interval(STAGES, damping=0.05)
 )
@@ -73,4 +77,4 @@ TRAINED = {
 TRAINED |= {
     name: method for name, method in ON_THE_FLOW.items() if name not in ("sgd", "midpoint", "ralston", "extragradient")
 }
-TRAINED["adam_by_heun"] = Method(lambda learning_rate: joint_runge_kutta(optax.adam(learning_rate), HEUN), 2)
+TRAINED["adam_by_heun"] = Method(lambda learning_rate: joint_runge_kutta(optax.adam(learning_rate)), 2)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.integrators.flow import Problem, descent, distance, exact_flow, fitted_order, regress
 from experiments.integrators.methods import ON_THE_FLOW
+from gfm_jax.optimizers.testing import Problem, descent, distance, exact_flow, fitted_order, regress
 
 __all__ = ["FLOWS", "measure_shuffling", "order_when_reversed"]
 
@@ -36,7 +36,7 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
         epochs = 2 * round(config.shuffling_time / rate / MINIBATCHES / 2)
         time = epochs * MINIBATCHES * rate
         ends = {name: exact_flow(field, problem.start, time, rate / 4 * jnp.array(w)) for name, w in FLOWS.items()}
-        effect = distance(ends["loss"], ends["both"])
+        effect = float(distance(ends["loss"], ends["both"]))
         key_random, key_reversed = jax.random.split(jax.random.fold_in(key_orders, epochs))
         orders = jax.vmap(functools.partial(_epochs, num=epochs))(jax.random.split(key_random, config.shuffles))
         there = _epochs(key_reversed, epochs // 2)
@@ -48,9 +48,9 @@ def measure_shuffling(config, key: jax.Array) -> dict[str, dict]:
             runs, reversed_run = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(-1), -1))
             mean = jax.tree.map(lambda leaf: leaf.mean(0), runs)
             noise = jnp.sqrt(sum(jnp.sum(leaf.var(0)) for leaf in jax.tree.leaves(runs)) / config.shuffles)
-            found[name, rate] = {flow: distance(mean, end) / effect for flow, end in ends.items()}
+            found[name, rate] = {flow: float(distance(mean, end)) / effect for flow, end in ends.items()}
             found[name, rate] |= {"standard_error": float(noise) / effect, "effect": effect}
-            found[name, rate]["reversed"] = distance(reversed_run, ends["loss"])
+            found[name, rate]["reversed"] = float(distance(reversed_run, ends["loss"]))
     return found
 
 

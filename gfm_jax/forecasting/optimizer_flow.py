@@ -20,7 +20,7 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
     hundred weights near a minimum, where the loss is nearly quadratic.
 
     Args:
-      field: of the optimizer, from `gfm_jax.optimizers.velocity`, with the decays that the run was trained with.
+      field: of the optimizer, from `gfm_jax.optimizers.fields`, with the decays that the run was trained with.
       num_steps: steps of Heun's method from the last observed save to the horizon.
 
     Returns:

@@ -1,28 +1,24 @@
-"""Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields."""
+"""Gradient descent as a numerical method, as optax transformations; and optimizers as vector fields.
 
-from gfm_jax.optimizers import stability, velocity
+`gfm_jax.optimizers.tableaus` is imported by its own name, since it imports diffrax.
+"""
+
+from gfm_jax.optimizers import fields, order_conditions, stability
 from gfm_jax.optimizers.chebyshev import chebyshev, chebyshev_growth, chebyshev_interval, scale_by_chebyshev
+from gfm_jax.optimizers.fields import transformation_velocity
 from gfm_jax.optimizers.joint import joint_runge_kutta
 from gfm_jax.optimizers.multistep import (
     ADAMS_BASHFORTH,
     EXTRAPOLATED_BDF2,
-    LAGRANGE,
     TAYLOR,
     Multistep,
     adams_bashforth,
     extrapolated_bdf2,
-    lagrange_sgd,
     linear_multistep,
     scale_by_linear_multistep,
     taylor_sgd,
 )
 from gfm_jax.optimizers.runge_kutta import (
-    EXTRAGRADIENT,
-    HEUN,
-    MIDPOINT,
-    RALSTON,
-    RK4,
-    Tableau,
     explicit_runge_kutta,
     heun,
     midpoint,
@@ -32,21 +28,13 @@ from gfm_jax.optimizers.runge_kutta import (
 )
 from gfm_jax.optimizers.step_control import embedded_runge_kutta
 from gfm_jax.optimizers.symplectic import leapfrog, scale_by_leapfrog, scale_by_symplectic_euler, symplectic_euler
-from gfm_jax.optimizers.velocity import transformation_velocity
 from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
 
 __all__ = [
     "ADAMS_BASHFORTH",
-    "EXTRAGRADIENT",
     "EXTRAPOLATED_BDF2",
-    "HEUN",
-    "LAGRANGE",
-    "MIDPOINT",
-    "RALSTON",
-    "RK4",
     "TAYLOR",
     "Multistep",
-    "Tableau",
     "WholeGradient",
     "adams_bashforth",
     "chebyshev",
@@ -55,12 +43,13 @@ __all__ = [
     "embedded_runge_kutta",
     "explicit_runge_kutta",
     "extrapolated_bdf2",
+    "fields",
     "heun",
     "joint_runge_kutta",
-    "lagrange_sgd",
     "leapfrog",
     "linear_multistep",
     "midpoint",
+    "order_conditions",
     "ralston",
     "rk4",
     "scale_by_chebyshev",
@@ -72,6 +61,5 @@ __all__ = [
     "symplectic_euler",
     "taylor_sgd",
     "transformation_velocity",
-    "velocity",
     "whole_params",
 ]

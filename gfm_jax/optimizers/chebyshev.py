@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 from numpy.polynomial.chebyshev import Chebyshev
-from numpy.typing import ArrayLike
 
-from gfm_jax.optimizers.rate import check_not_negative
-from gfm_jax.optimizers.wide import wide_zeros
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import zero_accumulators
 
 __all__ = ["ScaleByChebyshevState", "chebyshev", "chebyshev_growth", "chebyshev_interval", "scale_by_chebyshev"]
 
@@ -42,12 +42,17 @@ def scale_by_chebyshev(num_stages: int = 5, damping: float = 0.05) -> optax.Grad
 
     Raises:
       ValueError: for less than one stage or a negative damping.
+
+    >>> optimizer, w = scale_by_chebyshev(num_stages=1, damping=0.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # gradient descent
+    1.0
     """
     _check(num_stages, damping)
     of_past, of_gradient = _coefficients(num_stages, damping)
 
     def init(params):
-        return ScaleByChebyshevState(jnp.zeros([], jnp.int32), wide_zeros(params))
+        return ScaleByChebyshevState(jnp.zeros([], jnp.int32), zero_accumulators(params))
 
     def update(updates, state, params=None):
         del params
@@ -69,6 +74,11 @@ def chebyshev(
     Args:
       learning_rate: of one update, a number, not negative, or a schedule.
       num_stages, damping: as of `scale_by_chebyshev`.
+
+    >>> optimizer, w = chebyshev(0.1, num_stages=1, damping=0.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # gradient descent
+    -0.1
     """
     check_not_negative(learning_rate=learning_rate)
     return optax.chain(scale_by_chebyshev(num_stages, damping), optax.scale_by_learning_rate(learning_rate))
@@ -78,6 +88,13 @@ def chebyshev_interval(num_stages: int, damping: float) -> float:
     r"""The largest learning rate of one update times curvature that a cycle damps.
 
     .. math:: q = \frac{2 \omega_0}{s\, \omega_1} \approx (2 - \tfrac{4}{3} \epsilon)\, s
+
+    Args:
+      num_stages: s, at least 1.
+      damping: epsilon, from 0 on.
+
+    >>> chebyshev_interval(5, 0.0)  # twice the stages
+    10.0
     """
     _check(num_stages, damping)
     omega_0, omega_1 = _omegas(num_stages, damping)
@@ -85,7 +102,16 @@ def chebyshev_interval(num_stages: int, damping: float) -> float:
 
 
 def chebyshev_growth(num_stages: int, damping: float, q: ArrayLike) -> np.ndarray | np.floating:
-    r"""By what a cycle multiplies a mode of curvature q / lr: P_s = T_s(omega_0 - omega_1 s q) / T_s(omega_0)."""
+    r"""By what a cycle multiplies a mode of curvature q / lr: P_s = T_s(omega_0 - omega_1 s q) / T_s(omega_0).
+
+    Args:
+      num_stages: s, at least 1.
+      damping: epsilon, from 0 on.
+      q: learning rate times curvature, any shape.
+
+    >>> float(chebyshev_growth(1, 0.0, 0.25))  # 1 - q
+    0.75
+    """
     _check(num_stages, damping)
     omega_0, omega_1 = _omegas(num_stages, damping)
     t = Chebyshev.basis(num_stages)

@@ -12,21 +12,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from gfm_jax.optimizers.rate import check_not_negative
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import as_accumulator, zero_accumulators
 from gfm_jax.optimizers.stability import parasitic_roots
-from gfm_jax.optimizers.wide import wide, wide_zeros
 
 __all__ = [
     "ADAMS_BASHFORTH",
     "EXTRAPOLATED_BDF2",
-    "LAGRANGE",
     "SCHEMES",
     "TAYLOR",
     "Multistep",
     "ScaleByLinearMultistepState",
     "adams_bashforth",
     "extrapolated_bdf2",
-    "lagrange_sgd",
     "linear_multistep",
     "scale_by_linear_multistep",
     "taylor_sgd",
@@ -69,10 +67,6 @@ TAYLOR = {
     "taylor5_opt": Multistep((3 / 5, -1 / 5, -1 / 5), (4 / 5,), 2, 7 / 6, 4.0, 1.0),
 }
 EXTRAPOLATED_BDF2 = Multistep((1 / 3,), (4 / 3, -2 / 3), 2, 2 / 3, 4 / 3, 11 / 6)
-LAGRANGE = {  # differences that look one step ahead: they damp nothing, and diverge
-    3: Multistep((-1.0,), (2.0,), 2, 1 / 6, 0.0, float("inf")),
-    4: Multistep((-5 / 2, 1 / 2), (3.0,), 3, 1 / 12, 0.0, float("inf")),
-}
 SCHEMES = {f"adams_bashforth_{order}": scheme for order, scheme in ADAMS_BASHFORTH.items()} | TAYLOR
 SCHEMES |= {"extrapolated_bdf2": EXTRAPOLATED_BDF2}
 
@@ -108,6 +102,11 @@ def scale_by_linear_multistep(
         of `start` that reach further back than there are gradients.
 
     Gradient descent as a numerical method, arXiv 2409.04707.
+
+    >>> optimizer, w = scale_by_linear_multistep((), (1.5, -0.5)), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)
+    0.25
     """
     mu, b = _check(mu, b)
     for k, row in enumerate(start):
@@ -116,7 +115,29 @@ def scale_by_linear_multistep(
             raise ValueError(
                 f"start: expected rows with sum 1, row {k} of at most {most} coefficients, got {tuple(row)}"
             )
-    return _scale_by(mu, b, start)
+    rows = _rows(mu, b, start)
+
+    def init(params):
+        zeros = lambda num: tuple(zero_accumulators(params) for _ in range(num))
+        return ScaleByLinearMultistepState(jnp.zeros([], jnp.int32), zeros(len(mu)), zeros(len(b) - 1))
+
+    def update(updates, state, params=None):
+        del params
+        past = (*state.directions, jax.tree.map(as_accumulator, updates), *state.gradients)
+        row = jnp.asarray(rows)[jnp.minimum(state.count, len(rows) - 1)]
+
+        def mix(*leaves):
+            return sum(row[j].astype(leaf.dtype) * leaf for j, leaf in enumerate(leaves))
+
+        direction = jax.tree.map(mix, *past)
+        new_state = ScaleByLinearMultistepState(
+            optax.safe_increment(state.count),
+            (direction, *state.directions)[: len(mu)],
+            past[len(mu) :][: len(b) - 1],
+        )
+        return jax.tree.map(lambda d, g: d.astype(g.dtype), direction, updates), new_state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _check(mu, b):
@@ -133,32 +154,6 @@ def _check(mu, b):
         said = f"{worst.real:.6g}" if abs(worst.imag) < 1e-12 else f"{worst:.6g}"
         raise ValueError(f"mu: expected a zero-stable rule, every root inside the unit circle, got the root {said}")
     return mu, b
-
-
-def _scale_by(mu, b, start):
-    rows = _rows(mu, b, start)
-
-    def init(params):
-        zeros = lambda num: tuple(wide_zeros(params) for _ in range(num))
-        return ScaleByLinearMultistepState(jnp.zeros([], jnp.int32), zeros(len(mu)), zeros(len(b) - 1))
-
-    def update(updates, state, params=None):
-        del params
-        past = (*state.directions, jax.tree.map(wide, updates), *state.gradients)
-        row = jnp.asarray(rows)[jnp.minimum(state.count, len(rows) - 1)]
-
-        def mix(*leaves):
-            return sum(row[j].astype(leaf.dtype) * leaf for j, leaf in enumerate(leaves))
-
-        direction = jax.tree.map(mix, *past)
-        new_state = ScaleByLinearMultistepState(
-            optax.safe_increment(state.count),
-            (direction, *state.directions)[: len(mu)],
-            past[len(mu) :][: len(b) - 1],
-        )
-        return jax.tree.map(lambda d, g: d.astype(g.dtype), direction, updates), new_state
-
-    return optax.GradientTransformation(init, update)
 
 
 def _rows(mu, b, start):
@@ -194,6 +189,11 @@ def linear_multistep(learning_rate: optax.ScalarOrSchedule, scheme: Multistep) -
 
     Raises:
       ValueError: for a negative rate, or as `scale_by_linear_multistep`.
+
+    >>> optimizer, w = linear_multistep(0.1, EXTRAPOLATED_BDF2), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)  # -.1 (1/3 + 4/3 .5 - 2/3)
+    -0.0333
     """
     check_not_negative(learning_rate=learning_rate)
     scale = scale_by_linear_multistep(scheme.mu, scheme.b, scheme.start)
@@ -210,6 +210,11 @@ def adams_bashforth(learning_rate: optax.ScalarOrSchedule, order: int = 2) -> op
     Args:
       learning_rate: a number, not negative, or a schedule.
       order: 1 (gradient descent), 2 or 3: one gradient an update gives nothing higher a start of its order.
+
+    >>> optimizer, w = adams_bashforth(0.1), jnp.ones(())
+    >>> _, state = optimizer.update(w, optimizer.init(w))
+    >>> round(float(optimizer.update(0.5 * w, state)[0]), 4)  # -.1 (3/2 .5 - 1/2)
+    -0.025
     """
     return linear_multistep(learning_rate, _among("order", order, ADAMS_BASHFORTH))
 
@@ -227,6 +232,11 @@ def taylor_sgd(learning_rate: optax.ScalarOrSchedule, kind: str = "taylor4_opt")
       kind: "taylor4", "taylor4_opt" or "taylor5_opt".
 
     Gradient descent as a numerical method, arXiv 2409.04707.
+
+    >>> optimizer, w = taylor_sgd(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # the first update is Euler's
+    -0.1
     """
     return linear_multistep(learning_rate, _among("kind", kind, TAYLOR))
 
@@ -235,20 +245,16 @@ def extrapolated_bdf2(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTr
     r"""The backward difference of order 2, its gradient extrapolated from the last two.
 
     .. math:: u_k = \tfrac{1}{3} u_{k-1} - lr \Big(\tfrac{4}{3} g_k - \tfrac{2}{3} g_{k-1}\Big)
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = extrapolated_bdf2(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # the first update is Euler's
+    -0.1
     """
     return linear_multistep(learning_rate, EXTRAPOLATED_BDF2)
-
-
-def lagrange_sgd(learning_rate: optax.ScalarOrSchedule, points: int = 3) -> optax.GradientTransformation:
-    r"""A counter-example: Lagrange's difference one step ahead. It diverges, at every learning rate.
-
-    .. math:: u_k = -u_{k-1} - 2\, lr\, g_k
-
-    with 3 points, whose root -1 nothing damps; with 4 the root is -2.69.
-    """
-    check_not_negative(learning_rate=learning_rate)
-    scheme = _among("points", points, LAGRANGE)
-    return optax.chain(_scale_by(scheme.mu, scheme.b, scheme.start), optax.scale_by_learning_rate(learning_rate))
 
 
 def _among(name, asked, table):

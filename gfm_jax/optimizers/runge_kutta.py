@@ -1,63 +1,36 @@
 r"""Runge-Kutta methods: several gradients an update, all on one minibatch.
 
-Each is data, a `Tableau`; one transformation takes any of them, another one any optax transformation as the field.
+Each is data, an explicit `diffrax.ButcherTableau`; one transformation takes any of them, `joint_runge_kutta` any optax
+transformation as the field. `order_conditions` and `stability` work out what a tableau is worth.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from gfm_jax.optimizers.rate import check_not_negative, rate_at
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.optimizers.whole_gradient import ask
-from gfm_jax.optimizers.wide import wide
+
+if TYPE_CHECKING:
+    import diffrax  # where it is run it is imported on first use: it takes half a second
 
 __all__ = [
-    "EXTRAGRADIENT",
-    "HEUN",
-    "MIDPOINT",
-    "RALSTON",
-    "RK4",
-    "TABLEAUS",
     "ScaleByRungeKuttaState",
-    "Tableau",
+    "check_explicit",
     "check_stages",
     "explicit_runge_kutta",
     "heun",
     "midpoint",
+    "num_gradients",
     "ralston",
     "rk4",
     "scale_by_runge_kutta",
     "stage_gradients",
 ]
-
-
-class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method: k_i = g(w - lr sum_j a_ij k_j), w_+ = w - lr sum_i b_i k_i.
-
-    Attributes:
-      a: a row for each stage after the first, of the gradients before it.
-      b: of the gradients of all stages.
-      order: of the distance to the gradient flow, in the learning rate.
-      stability: the largest learning rate times curvature that is damped.
-      b_low: of the rule of a lower order in the same stages, whose distance to b estimates the error; None for none.
-    """
-
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    order: int
-    stability: float
-    b_low: tuple[float, ...] | None = None
-
-
-HEUN = Tableau(((1.0,),), (1 / 2, 1 / 2), 2, 2.0, (1.0, 0.0))
-MIDPOINT = Tableau(((1 / 2,),), (0.0, 1.0), 2, 2.0, (1.0, 0.0))
-RALSTON = Tableau(((2 / 3,),), (1 / 4, 3 / 4), 2, 2.0, (1.0, 0.0))
-RK4 = Tableau(((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, 2.785293563405282)
-EXTRAGRADIENT = Tableau(((1.0,),), (0.0, 1.0), 1, 1.0)
-TABLEAUS = {"heun": HEUN, "midpoint": MIDPOINT, "ralston": RALSTON, "rk4": RK4, "extragradient": EXTRAGRADIENT}
 
 
 class ScaleByRungeKuttaState(NamedTuple):
@@ -67,18 +40,18 @@ class ScaleByRungeKuttaState(NamedTuple):
 
 
 def scale_by_runge_kutta(
-    tableau: Tableau, learning_rate: optax.ScalarOrSchedule
+    tableau: "diffrax.ButcherTableau", learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
     r"""Directions by a Runge-Kutta method.
 
     .. math:: k_1 = g, \qquad k_i = \nabla L\Big(w - lr \sum_{j<i} a_{ij} k_j\Big), \qquad d = \sum_i b_i k_i
 
     The gradient given is the first stage. `update(grads, state, params, *, grad_fn)` asks for the others: `grad_fn(params)` is
-    the gradient of the loss on the minibatch that `grads` came from.
+    the gradient of the loss on the minibatch that `grads` came from. Last stages of weight b = 0 are not asked for.
 
     Args:
-      tableau: the method.
-      learning_rate: the one that follows, which says how far the stages lie.
+      tableau: explicit, such as `diffrax.Tsit5.tableau`; those that diffrax lacks are in `gfm_jax.optimizers.tableaus`.
+      learning_rate: the one that follows, a number, not negative, or a schedule; it says how far the stages lie.
 
     Returns:
       A transformation, to be chained with `optax.scale_by_learning_rate` of the same rate; first in its chain, since its
@@ -86,9 +59,19 @@ def scale_by_runge_kutta(
       `grad_fn=WholeGradient(grad_fn, params)`.
 
     Raises:
-      ValueError: for a negative rate; in `update` without `grad_fn` or `params`.
+      ValueError: for an implicit tableau or a negative rate; in `update` without `grad_fn` or `params`.
+
+    >>> import diffrax
+    >>> transform, w = scale_by_runge_kutta(diffrax.Midpoint.tableau, 0.5), jnp.ones(())
+    >>> direction, _ = transform.update(w, transform.init(w), w, grad_fn=lambda w: w)  # of w^2 / 2
+    >>> float(direction)
+    0.75
     """
+    check_explicit(tableau)
     check_not_negative(learning_rate=learning_rate)
+    rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    num = num_gradients(tableau)
+    b = tableau.b_sol[:num].tolist()
 
     def init(params):
         del params
@@ -96,30 +79,54 @@ def scale_by_runge_kutta(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
-        stages = stage_gradients(tableau, rate_at(learning_rate, state.count), updates, params, grad_fn)
-        return _mix(tableau.b, stages), ScaleByRungeKuttaState(optax.safe_increment(state.count))
+        stages = stage_gradients(tableau, num, rate_at(state.count), updates, params, grad_fn)
+        return _mix(b, stages), ScaleByRungeKuttaState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def check_stages(tableau: Tableau, params, grad_fn) -> None:
+def num_gradients(tableau: "diffrax.ButcherTableau", with_error: bool = False) -> int:
+    """The gradients that an update asks for: its stages up to the last one with a weight.
+
+    Args:
+      tableau: explicit.
+      with_error: whether the error estimate is asked for too, for which some methods have one more stage.
+
+    >>> import diffrax
+    >>> num_gradients(diffrax.Tsit5.tableau), num_gradients(diffrax.Tsit5.tableau, with_error=True)
+    (6, 7)
+    """
+    weighted = (tableau.b_sol != 0) | (with_error & (tableau.b_error != 0))
+    return int(weighted.nonzero()[0][-1]) + 1
+
+
+def check_explicit(tableau: "diffrax.ButcherTableau") -> None:
+    """Raises ValueError for what is no tableau, or an implicit one."""
+    if getattr(tableau, "implicit", True):
+        found = "an implicit one, with a_diagonal" if hasattr(tableau, "a_diagonal") else type(tableau).__name__
+        raise ValueError(
+            f"tableau: expected an explicit diffrax.ButcherTableau, such as diffrax.Tsit5.tableau, got {found}"
+        )
+
+
+def check_stages(num: int, params, grad_fn) -> None:
     """Raises ValueError without what the stages after the first are worked out from."""
     for name, value in (("grad_fn", grad_fn), ("params", params)):
         if value is None:
             raise ValueError(
                 f"{name}: expected update(grads, state, params, grad_fn=...), with grad_fn(params) the gradient on the same "
-                f"minibatch, since the method asks for {len(tableau.b)} of them an update; got none (a wrapper made of a plain "
+                f"minibatch, since the method asks for {num} of them an update; got none (a wrapper made of a plain "
                 "optax.GradientTransformation, such as optax.MultiSteps(...).gradient_transformation(), drops it)"
             )
 
 
-def stage_gradients(tableau: Tableau, rate, gradient, params, grad_fn) -> list:
-    """The gradients of all stages, of which the first is given."""
-    check_stages(tableau, params, grad_fn)
+def stage_gradients(tableau: "diffrax.ButcherTableau", num: int, rate, gradient, params, grad_fn) -> list:
+    """The gradients of the first `num` stages, of which the first is given."""
+    check_stages(num, params, grad_fn)
     stages = [gradient]
-    for row in tableau.a:
-        step = lambda w, d: (wide(w) - rate * wide(d)).astype(w.dtype)
-        stages.append(ask(grad_fn, jax.tree.map(step, params, _mix(row, stages))))
+    for row in tableau.a_lower[: num - 1]:
+        step = lambda w, d: (as_accumulator(w) - rate * as_accumulator(d)).astype(w.dtype)
+        stages.append(ask(grad_fn, jax.tree.map(step, params, _mix(row.tolist(), stages))))
     return stages
 
 
@@ -128,7 +135,8 @@ def _mix(row, stages):
 
     def of_leaf(*leaves):
         dtype = jnp.promote_types(leaves[0].dtype, jnp.float32)
-        return sum(c * leaf.astype(dtype) for c, leaf in zip(row, leaves, strict=True) if c).astype(leaves[0].dtype)
+        mixed = sum(c * leaf.astype(dtype) for c, leaf in zip(row, leaves, strict=True) if c)
+        return jnp.asarray(mixed, leaves[0].dtype)
 
     return jax.tree.map(of_leaf, *stages)
 
@@ -137,27 +145,78 @@ def _mix(row, stages):
 
 
 def explicit_runge_kutta(
-    learning_rate: optax.ScalarOrSchedule, tableau: Tableau
+    learning_rate: optax.ScalarOrSchedule, tableau: "diffrax.ButcherTableau"
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of any tableau: `scale_by_runge_kutta`, then the learning rate; arguments as there."""
+    """The optimizer of any explicit tableau: `scale_by_runge_kutta`, then the learning rate; arguments as there.
+
+    >>> import diffrax
+    >>> optimizer, w = explicit_runge_kutta(0.1, diffrax.Tsit5.tableau), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w), w, grad_fn=lambda w: w)  # of w^2 / 2
+    >>> round(float(w + updates), 5)  # exp(-.1)
+    0.90484
+    """
     return optax.chain(scale_by_runge_kutta(tableau, learning_rate), optax.scale_by_learning_rate(learning_rate))
 
 
 def heun(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """Heun's method: the mean of the gradient here and a step ahead; order 2, two gradients."""
-    return explicit_runge_kutta(learning_rate, HEUN)
+    """Heun's method: the mean of the gradient here and a step ahead; order 2, two gradients.
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = heun(1.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w), w, grad_fn=lambda w: w)
+    >>> round(float(updates), 4)  # of w^2 / 2
+    -0.5
+    """
+    import diffrax
+
+    return explicit_runge_kutta(learning_rate, diffrax.Heun.tableau)
 
 
 def midpoint(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """The midpoint rule: the gradient half a step ahead; order 2, two gradients."""
-    return explicit_runge_kutta(learning_rate, MIDPOINT)
+    """The midpoint rule: the gradient half a step ahead; order 2, two gradients.
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = midpoint(1.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w), w, grad_fn=lambda w: w)
+    >>> round(float(updates), 4)  # of w^2 / 2
+    -0.5
+    """
+    import diffrax
+
+    return explicit_runge_kutta(learning_rate, diffrax.Midpoint.tableau)
 
 
 def ralston(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """Ralston's method, of the least error bound among two stages; order 2, two gradients."""
-    return explicit_runge_kutta(learning_rate, RALSTON)
+    """Ralston's method, of the least error bound among two stages; order 2, two gradients.
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = ralston(1.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w), w, grad_fn=lambda w: w)
+    >>> round(float(updates), 4)  # of w^2 / 2
+    -0.5
+    """
+    import diffrax
+
+    return explicit_runge_kutta(learning_rate, diffrax.Ralston.tableau)
 
 
 def rk4(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """The classical Runge-Kutta method; order 4, four gradients."""
+    """The classical Runge-Kutta method; order 4, four gradients.
+
+    Args:
+      learning_rate: a number, not negative, or a schedule.
+
+    >>> optimizer, w = rk4(1.0), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w), w, grad_fn=lambda w: w)
+    >>> round(float(updates), 4)  # of w^2 / 2
+    -0.625
+    """
+    from gfm_jax.optimizers.tableaus import RK4
+
     return explicit_runge_kutta(learning_rate, RK4)

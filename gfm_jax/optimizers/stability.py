@@ -1,17 +1,31 @@
-r"""What a linear multistep rule is worth, worked out from its coefficients by numpy, before any training.
+r"""What a rule is worth, worked out from its coefficients by numpy, before any training.
 
-A rule with one gradient an update, of directions d and gradients g, both newest first:
+A linear multistep rule has one gradient an update, of directions d and gradients g, both newest first:
 
     d_k = sum_{j>=1} mu_j d_{k-j} + sum_{j>=0} b_j g_{k-j},          w_{k+1} = w_k - lr d_k
+
+A Runge-Kutta method is a Butcher tableau; for its order see `order_conditions`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
-__all__ = ["growth", "noise_energy", "order_and_error_constant", "parasitic_roots", "stability_interval"]
+if TYPE_CHECKING:
+    import diffrax
+
+__all__ = [
+    "growth",
+    "noise_energy",
+    "order_and_error_constant",
+    "parasitic_roots",
+    "runge_kutta_growth",
+    "runge_kutta_interval",
+    "stability_interval",
+]
 
 Coefficients = Sequence[float]
 
@@ -29,6 +43,10 @@ def order_and_error_constant(mu: Coefficients, b: Coefficients) -> tuple[int, fl
 
     Returns:
       The order, 0 where the rule is not consistent, and the error constant.
+
+    >>> order, _ = order_and_error_constant((), (1.5, -0.5))
+    >>> order
+    2
     """
 
     def residual(m):
@@ -43,7 +61,14 @@ def order_and_error_constant(mu: Coefficients, b: Coefficients) -> tuple[int, fl
 
 
 def parasitic_roots(mu: Coefficients) -> np.ndarray:
-    """The roots of z^p = sum_j mu_j z^{p-j}: what the rule adds to the flow. All must be inside the unit circle."""
+    """The roots of z^p = sum_j mu_j z^{p-j}: what the rule adds to the flow. All must be inside the unit circle.
+
+    Args:
+      mu: of the past directions, newest first.
+
+    >>> parasitic_roots((0.5,))
+    array([0.5])
+    """
     return np.roots([1.0, *(-np.asarray(mu, float))]) if len(mu) else np.zeros(0)
 
 
@@ -58,6 +83,9 @@ def growth(mu: Coefficients, b: Coefficients, q: ArrayLike) -> np.ndarray | np.f
 
     Returns:
       The largest modulus of a root, in the shape of q.
+
+    >>> round(float(growth((), (1.0,), 0.25)), 4)  # gradient descent
+    0.75
     """
     size = max(len(mu), len(b) - 1)
     of_directions, of_gradients = np.zeros(size + 1), np.zeros(size + 1)
@@ -80,9 +108,57 @@ def stability_interval(mu: Coefficients, b: Coefficients, highest: float = 200.0
 
     Returns:
       The end of the interval, 0 for a rule that damps nothing.
+
+    >>> round(stability_interval((), (1.0,)), 4)  # gradient descent
+    2.0
     """
+    return _interval(lambda q: growth(mu, b, q), highest)
+
+
+def runge_kutta_growth(tableau: "diffrax.ButcherTableau", q: ArrayLike) -> np.ndarray | np.floating:
+    r"""By how much an update of a Runge-Kutta method multiplies a mode of curvature q / lr: below 1 it is damped.
+
+    .. math:: |P(-q)|, \qquad P(z) = 1 + z\, b^\top (I - z A)^{-1} \mathbf{1}
+
+    with the stability polynomial P.
+
+    Args:
+      tableau: explicit.
+      q: learning rate times curvature, real or complex, any shape.
+
+    Returns:
+      The factor, in the shape of q.
+
+    >>> import diffrax
+    >>> float(runge_kutta_growth(diffrax.Heun.tableau, 1.0))  # 1 - q + q^2 / 2
+    0.5
+    """
+    z, stages = -np.asarray(q), []
+    for row in (np.zeros(0), *tableau.a_lower):
+        stages.append(1 + z * sum(c * k for c, k in zip(row, stages, strict=True)))
+    return np.abs(1 + z * sum(b * k for b, k in zip(tableau.b_sol, stages, strict=True)))
+
+
+def runge_kutta_interval(tableau: "diffrax.ButcherTableau", highest: float = 200.0) -> float:
+    """The largest q, learning rate times curvature, below which a Runge-Kutta method damps every mode, by bisection.
+
+    Args:
+      tableau: explicit.
+      highest: where the search ends.
+
+    Returns:
+      The end of the interval.
+
+    >>> import diffrax
+    >>> round(runge_kutta_interval(diffrax.Bosh3.tableau), 4)
+    2.5127
+    """
+    return _interval(lambda q: runge_kutta_growth(tableau, q), highest)
+
+
+def _interval(grown: Callable, highest: float) -> float:
     q = np.geomspace(1e-3, highest, 4000)
-    unstable = growth(mu, b, q) > 1 + 1e-12
+    unstable = grown(q) > 1 + 1e-12
     if not unstable.any():
         return highest
     first = int(np.argmax(unstable))
@@ -91,12 +167,20 @@ def stability_interval(mu: Coefficients, b: Coefficients, highest: float = 200.0
     low, high = q[first - 1], q[first]
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if growth(mu, b, middle) > 1 + 1e-12 else (middle, high)
+        low, high = (low, middle) if grown(middle) > 1 + 1e-12 else (middle, high)
     return float(low)
 
 
 def noise_energy(mu: Coefficients, b: Coefficients, num_steps: int = 10_000) -> float:
-    r"""By how much a rule multiplies the variance of white noise in the gradient: sum_k h_k^2 of its impulse response h."""
+    r"""By how much a rule multiplies the variance of white noise in the gradient: sum_k h_k^2 of its impulse response h.
+
+    Args:
+      mu, b: of the rule, zero-stable.
+      num_steps: of the impulse response, at least 1.
+
+    >>> noise_energy((), (1.5, -0.5))
+    2.5
+    """
     past, energy = np.zeros(len(mu)), 0.0
     for k in range(num_steps):
         response = np.dot(mu, past) + (b[k] if k < len(b) else 0.0)

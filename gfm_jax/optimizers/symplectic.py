@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from gfm_jax.optimizers.rate import check_not_negative, rate_at
-from gfm_jax.optimizers.wide import wide_zeros
+from gfm_jax.checks import check_not_negative
+from gfm_jax.optimizers.accumulators import zero_accumulators
 
 __all__ = ["SymplecticState", "leapfrog", "scale_by_leapfrog", "scale_by_symplectic_euler", "symplectic_euler"]
 
@@ -45,6 +45,11 @@ def scale_by_leapfrog(
 
     Raises:
       ValueError: for a negative rate or friction.
+
+    >>> optimizer, w = scale_by_leapfrog(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # half a kick
+    0.05
     """
 
     def kick(momentum, gradient, before, step):
@@ -72,6 +77,11 @@ def scale_by_symplectic_euler(
 
     Raises:
       ValueError: for a negative rate or friction.
+
+    >>> optimizer, w = scale_by_symplectic_euler(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)
+    0.1
     """
     kick = lambda momentum, gradient, before, step: jnp.exp(-friction * step) * momentum - step * gradient
     return _transformation(learning_rate, friction, kick)
@@ -79,14 +89,15 @@ def scale_by_symplectic_euler(
 
 def _transformation(learning_rate, friction, kick):
     check_not_negative(learning_rate=learning_rate, friction=friction)
+    rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
 
     def init(params):
-        momentum = wide_zeros(params)
+        momentum = zero_accumulators(params)
         return SymplecticState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.result_type(float)), momentum)
 
     def update(updates, state, params=None):
         del params
-        step = jnp.asarray(rate_at(learning_rate, state.count), state.step.dtype)
+        step = jnp.asarray(rate_at(state.count), state.step.dtype)
         move = lambda p, g: kick(p, g.astype(p.dtype), state.step.astype(p.dtype), step.astype(p.dtype))
         momentum = jax.tree.map(move, state.momentum, updates)
         new_state = SymplecticState(optax.safe_increment(state.count), step, momentum)
@@ -99,12 +110,24 @@ def _transformation(learning_rate, friction, kick):
 
 
 def leapfrog(learning_rate: optax.ScalarOrSchedule, friction: float | Array = 0.0) -> optax.GradientTransformation:
-    """The momentum equation by the conformal leapfrog, of order 2; arguments as of `scale_by_leapfrog`."""
+    """The momentum equation by the conformal leapfrog, of order 2; arguments as of `scale_by_leapfrog`.
+
+    >>> optimizer, w = leapfrog(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # -lr^2 / 2
+    -0.005
+    """
     return optax.chain(scale_by_leapfrog(learning_rate, friction), optax.scale_by_learning_rate(learning_rate))
 
 
 def symplectic_euler(
     learning_rate: optax.ScalarOrSchedule, friction: float | Array = 0.0
 ) -> optax.GradientTransformation:
-    """The momentum equation by the conformal symplectic Euler method; arguments as of `scale_by_symplectic_euler`."""
+    """The momentum equation by the conformal symplectic Euler method; arguments as of `scale_by_symplectic_euler`.
+
+    >>> optimizer, w = symplectic_euler(0.1), jnp.ones(())
+    >>> updates, _ = optimizer.update(w, optimizer.init(w))
+    >>> round(float(updates), 4)  # -lr^2
+    -0.01
+    """
     return optax.chain(scale_by_symplectic_euler(learning_rate, friction), optax.scale_by_learning_rate(learning_rate))

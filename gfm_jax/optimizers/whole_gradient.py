@@ -51,6 +51,9 @@ def whole_params(part: PyTree, params: PyTree) -> PyTree:
 
     Raises:
       ValueError: for another structure, such as a vector of only some of the parameters.
+
+    >>> whole_params(jnp.arange(3.0), {"a": jnp.zeros(2), "b": jnp.zeros(1)})["a"]
+    Array([0., 1.], dtype=float32)
     """
     if _is_vector_of(part, params):
         return unravel(params, part)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from gfm_jax.base import Task, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
+from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.optimizers.whole_gradient import WholeGradient, whole_params
-from gfm_jax.optimizers.wide import wide
 from gfm_jax.pytrees import layout_of, place, ravel
 from gfm_jax.runs.counters import Clock, clock_of, schedule
 from gfm_jax.runs.slots import optimizer_slots, unrecorded_state
@@ -136,7 +136,7 @@ def _train(weights, draws, loss, data, optimizer, plan, learning_rate, saves, ke
         return weights, new_state, tally, jax.tree.map(jnp.add, sums, summed(value, gradient, weights))
 
     def summed(loss, gradient, weights):
-        return jax.tree.map(wide, (loss, gradient if want_gradient else (), weights if want_mean else ()))
+        return jax.tree.map(as_accumulator, (loss, gradient if want_gradient else (), weights if want_mean else ()))
 
     def tallied(k, tally, state, new_state, updates):
         """(sum of the rates used, rate used last) after a step, where the counters at a save do not tell them."""
@@ -178,7 +178,7 @@ def _train(weights, draws, loss, data, optimizer, plan, learning_rate, saves, ke
             lambda total: total / jnp.maximum(end - begin, 1).astype(total.dtype), sums
         )
         mean = jax.tree.map(lambda mean, w: jnp.where(look, w, mean), mean, weights if want_mean else ())
-        finite = optax.tree.norm(jax.tree.map(wide, weights), squared=True) < jnp.inf
+        finite = optax.tree.norm(jax.tree.map(as_accumulator, weights), squared=True) < jnp.inf
         saved = snapshot(weights, state, value, gradient, mean)
         if dtype == jnp.float16 and "weights" in saved:  # what is too large for it
             finite &= jnp.isfinite(saved["weights"]).all()

@@ -206,8 +206,8 @@ def _arrays_of(trajectory, chunk) -> dict[str, np.ndarray]:
     expected = "record_chunk: expected"
     if not isinstance(trajectory, Trajectory):
         raise ValueError(f"{expected} a Trajectory, as record_many returns it, got {type(trajectory).__name__}")
-    if trajectory.landscape is not None:
-        raise ValueError(f"{expected} runs without a landscape, which is surveyed when runs are read, got one")
+    if trajectory.curvature is not None:
+        raise ValueError(f"{expected} runs without curvature, which is measured when runs are read, got one")
     parts = trajectory._replace(layout=None, state=None)._asdict()
     parts |= {f"state.{slot}": array for slot, array in (trajectory.state or {}).items()}
     arrays = {name: np.asarray(array) for name, array in parts.items() if array is not None}

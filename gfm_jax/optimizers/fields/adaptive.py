@@ -3,13 +3,22 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
 
 __all__ = ["adafactor", "adagrad", "adam", "adamw", "nadam", "rmsprop"]
 
 
 def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> OptimizerField:
-    r"""RMSprop: w' = -g / sqrt(s + eps), s' = (1 - rho)(g^2 - s) / lr, with optax's `nu` as s."""
+    r"""RMSprop: w' = -g / sqrt(s + eps), s' = (1 - rho)(g^2 - s) / lr, with optax's `nu` as s.
+
+    Args:
+      decay: rho of the mean of squares, in [0, 1).
+      eps: added to that mean, from 0 on.
+
+    >>> field, w = rmsprop(), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, {"nu": 4 * w}, jnp.array(2.0), 0.1)[0]), 4)
+    -1.0
+    """
     check_decays(decay=decay)
 
     def velocity(time, w, slots, g, lr):
@@ -24,17 +33,44 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> OptimizerFiel
 
     .. math:: w' = -\frac{m / c_1}{\sqrt{s / c_2} + \epsilon}, \quad m' = \frac{g - m}{\tau_1}, \quad
        s' = \frac{g^2 - s}{\tau_2}, \quad c_i = 1 - e^{-t/\tau_i}, \quad \tau_i = \frac{lr}{1 - \beta_i}
+
+    Args:
+      b1, b2: decays of the means of gradients and of their squares, in [0, 1).
+      eps: added to the root of the second moment, from 0 on.
+
+    >>> field, w = adam(), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.0
     """
     return _adam(b1, b2, eps, weight_decay=0.0)
 
 
 def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4) -> OptimizerField:
-    r"""Adam with decoupled weight decay: w' = adam's - lambda w."""
+    r"""Adam with decoupled weight decay: w' = adam's - lambda w.
+
+    Args:
+      b1, b2: decays of the means of gradients and of their squares, in [0, 1).
+      eps: added to the root of the second moment, from 0 on.
+      weight_decay: lambda, from 0 on.
+
+    >>> field, w = adamw(weight_decay=0.5), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.5
+    """
     return _adam(b1, b2, eps, weight_decay)
 
 
 def nadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> OptimizerField:
-    r"""Adam with Nesterov's momentum: adam's, with m + (lr / tau_1)(g - m) in the place of m."""
+    r"""Adam with Nesterov's momentum: adam's, with m + (lr / tau_1)(g - m) in the place of m.
+
+    Args:
+      b1, b2: decays of the means of gradients and of their squares, in [0, 1).
+      eps: added to the root of the second moment, from 0 on.
+
+    >>> field, w = nadam(), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.0
+    """
     return _adam(b1, b2, eps, weight_decay=0.0, nesterov=True)
 
 
@@ -64,6 +100,14 @@ def adagrad(initial_accumulator_value: float = 0.1, eps: float = 1e-7) -> Optimi
 
     Its own clock is T = sum lr^2, in which S = lr^2 s has dw/dT = -g / sqrt(S), dS/dT = g^2: to halve the learning rate is to
     take four times the steps to the same place, with S and so lr^2 times the initial accumulator as before.
+
+    Args:
+      initial_accumulator_value: s at first, from 0 on.
+      eps: added to s, from 0 on.
+
+    >>> field, w = adagrad(4.0), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.0
     """
     start = lambda leaf: jnp.full_like(leaf, initial_accumulator_value)
     velocity = lambda time, w, slots, g, lr: (
@@ -83,6 +127,15 @@ def adafactor(decay_rate: float = 0.8, min_dim_size_to_factor: int = 128, eps: f
     where r-hat is r over its weight so far, 1 - exp(-int dt / tau), moved by lr / tau towards the present. It is the core,
     `optax.scale_by_factored_rms`, of a memory that grows with time; clipping and the scale of the weights, which optax puts
     around it, are other transformations.
+
+    Args:
+      decay_rate: alpha, in (0, 1).
+      min_dim_size_to_factor: the least number of rows and of columns of a large matrix.
+      eps: added to the squares, from 0 on.
+
+    >>> field, w = adafactor(), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.0
     """
     if not 0 < decay_rate < 1:
         raise ValueError(f"decay_rate: expected an exponent in (0, 1), got {decay_rate}")

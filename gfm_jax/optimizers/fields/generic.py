@@ -24,6 +24,11 @@ def transformation_velocity(
     Returns:
       `(weights, state, gradient) -> (weights', state')`; integers in the state (step counters) count as time and have no
       velocity of their own: theirs is their change.
+
+    >>> transform, w = optax.sgd(0.1), jnp.ones(())
+    >>> moved, _ = transformation_velocity(transform, 0.1)(w, transform.init(w), 2 * w)
+    >>> float(moved)
+    -2.0
     """
     if learning_rate <= 0:
         raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
 
 __all__ = ["matrix_sign", "muon"]
 
@@ -22,6 +22,12 @@ def matrix_sign(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows colu
 
     .. math:: d(U V^\top) = U \left[ \frac{U^\top dM V - V^\top dM^\top U}{s_i + s_j} \right] V^\top
        + (I - U U^\top) \, dM \, V s^{-1} V^\top + U s^{-1} U^\top dM \, (I - V V^\top)
+
+    Args:
+      matrix: real, of any rank.
+
+    >>> round(float(matrix_sign(3 * jnp.eye(2))[1, 1]), 4)
+    1.0
     """
     u, s, vt = _svd(matrix)
     return (u * _positive(s)) @ vt
@@ -67,6 +73,10 @@ def muon(decay: float = 0.95, nesterov: bool = True, orthogonalize: Callable = m
 
     Raises:
       ValueError: in `velocity`, for weights that are no matrix: biases and the like are given to another optimizer.
+
+    >>> field, w = muon(), jnp.ones((2, 2))
+    >>> round(float(field.velocity(0.0, w, field.init(w), 3 * jnp.eye(2), 0.1)[0][1, 1]), 4)
+    -1.0
     """
     check_decays(decay=decay)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.velocity.leaves import check_decays, field_of_leaves
+from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves
 
 __all__ = ["schedule_free"]
 
@@ -15,6 +15,13 @@ def schedule_free(b1: float = 0.9) -> OptimizerField:
 
     so that w' = -(1 - beta) g + (z - w) / t, where gradients are taken; the weights to be evaluated are
     x = (w - (1 - beta) z) / beta. At t = 0, where all three are one, w' = -(1 - beta / 2) g.
+
+    Args:
+      b1: beta, in [0, 1).
+
+    >>> field, w = schedule_free(), jnp.ones(())
+    >>> round(float(field.velocity(0.0, w, field.init(w), jnp.array(2.0), 0.1)[0]), 4)
+    -1.1
     """
     check_decays(b1=b1)
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from gfm_jax.optimizers import transformation_velocity, velocity
+from gfm_jax.optimizers import fields, transformation_velocity
 from gfm_jax.solve import solve_flow
 
 CURVATURE = np.array([[0.5, 1.0, 3.0], [1.5, 0.7, 1.2]])
@@ -57,48 +57,48 @@ adam_like = lambda optimizer, field: Pair(
     lambda lr: optimizer(lr, b1(lr), b2(lr)), lambda lr: field(b1(lr), b2(lr)), 1.0
 )
 PAIRS = {
-    "sgd": Pair(optax.sgd, lambda lr: velocity.sgd(), 1.0),
+    "sgd": Pair(optax.sgd, lambda lr: fields.sgd(), 1.0),
     "momentum": Pair(
         lambda lr: optax.sgd(lr * lr / TAU, momentum=b1(lr)),
-        lambda lr: velocity.momentum(b1(lr)),
+        lambda lr: fields.momentum(b1(lr)),
         1.0,
         speed=lambda lr: lr / TAU,
     ),
     "nesterov": Pair(
         lambda lr: optax.sgd(lr * lr / TAU, momentum=b1(lr), nesterov=True),
-        lambda lr: velocity.nesterov(b1(lr)),
+        lambda lr: fields.nesterov(b1(lr)),
         1.0,
         speed=lambda lr: lr / TAU,
     ),
     "rmsprop": Pair(
         lambda lr: optax.rmsprop(lr, decay=b1(lr), eps=1e-3, initial_scale=1.0),
-        lambda lr: velocity.rmsprop(b1(lr), eps=1e-3),
+        lambda lr: fields.rmsprop(b1(lr), eps=1e-3),
         slots=lambda lr, weights: {"nu": jnp.ones_like(weights)},
     ),
-    "adam": adam_like(optax.adam, velocity.adam),
+    "adam": adam_like(optax.adam, fields.adam),
     "adamw": adam_like(
-        functools.partial(optax.adamw, weight_decay=0.3), functools.partial(velocity.adamw, weight_decay=0.3)
+        functools.partial(optax.adamw, weight_decay=0.3), functools.partial(fields.adamw, weight_decay=0.3)
     ),
-    "nadam": adam_like(optax.nadam, velocity.nadam),
+    "nadam": adam_like(optax.nadam, fields.nadam),
     "lion": Pair(
-        lambda lr: optax.lion(lr, 0.9, b2(lr), weight_decay=0.1), lambda lr: velocity.lion(0.9, b2(lr), 0.1), 0.2
+        lambda lr: optax.lion(lr, 0.9, b2(lr), weight_decay=0.1), lambda lr: fields.lion(0.9, b2(lr), 0.1), 0.2
     ),
     "muon": Pair(
         chained(lambda lr: muon(b1(lr), nesterov=False)),
-        lambda lr: velocity.muon(b1(lr), nesterov=False),
+        lambda lr: fields.muon(b1(lr), nesterov=False),
     ),
-    "muon with nesterov's momentum": Pair(chained(lambda lr: muon(b1(lr))), lambda lr: velocity.muon(b1(lr))),
+    "muon with nesterov's momentum": Pair(chained(lambda lr: muon(b1(lr))), lambda lr: fields.muon(b1(lr))),
     "schedule_free": Pair(
         functools.partial(optax.contrib.schedule_free_sgd, b1=0.9, weight_decay=0.0),
-        lambda lr: velocity.schedule_free(),
+        lambda lr: fields.schedule_free(),
         1.0,
     ),
     "adafactor": Pair(
         chained(lambda lr: optax.scale_by_factored_rms(min_dim_size_to_factor=2)),
-        lambda lr: velocity.adafactor(min_dim_size_to_factor=2),
+        lambda lr: fields.adafactor(min_dim_size_to_factor=2),
     ),
     "adafactor in full": Pair(  # two errors of opposite signs, of which one dies out faster
-        chained(lambda lr: optax.scale_by_factored_rms()), lambda lr: velocity.adafactor(), updates=(3200, 6400)
+        chained(lambda lr: optax.scale_by_factored_rms()), lambda lr: fields.adafactor(), updates=(3200, 6400)
     ),
 }
 
@@ -148,7 +148,7 @@ def test_adagrad_has_a_clock_of_its_own():
     """In the sum of squared rates: half the rate is a quarter of a step, and of the distance."""
     accumulator = lambda lr: 0.5 / lr**2
     pair = Pair(
-        lambda lr: optax.adagrad(lr, accumulator(lr), eps=0.0), lambda lr: velocity.adagrad(accumulator(lr), eps=0.0)
+        lambda lr: optax.adagrad(lr, accumulator(lr), eps=0.0), lambda lr: fields.adagrad(accumulator(lr), eps=0.0)
     )
     far = [distance(pair, lr, round(0.5 / lr**2)) for lr in (0.04, 0.02)]
     assert far[0] / far[1] == pytest.approx(4.0, abs=0.1)
@@ -156,25 +156,25 @@ def test_adagrad_has_a_clock_of_its_own():
 
 @pytest.mark.usefixtures("x64")
 def test_descent_by_signs_is_its_field_until_a_sign_changes():
-    assert distance(Pair(optax.sign_sgd, lambda lr: velocity.sign_sgd()), 0.001, 200) < 1e-10
+    assert distance(Pair(optax.sign_sgd, lambda lr: fields.sign_sgd()), 0.001, 200) < 1e-10
 
 
 @pytest.mark.usefixtures("x64")
 def test_a_sign_of_matrices_has_no_singular_values_but_one():
     matrix = jnp.asarray(START)
-    np.testing.assert_allclose(jnp.linalg.svd(velocity.matrix_sign(matrix))[1], 1.0, rtol=1e-12)
+    np.testing.assert_allclose(jnp.linalg.svd(fields.matrix_sign(matrix))[1], 1.0, rtol=1e-12)
     of_rank_one = jnp.outer(jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0, 0.0]))
-    np.testing.assert_allclose(velocity.matrix_sign(of_rank_one), of_rank_one / 5, atol=1e-12)
+    np.testing.assert_allclose(fields.matrix_sign(of_rank_one), of_rank_one / 5, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
 def test_the_derivative_of_a_sign_of_matrices(shape, key):
     matrices = jax.random.normal(key, (3, *shape))
-    jax.test_util.check_grads(jax.jit(jax.vmap(velocity.matrix_sign)), (matrices,), order=1)
-    signs = jnp.stack([velocity.matrix_sign(matrix) for matrix in matrices])
-    np.testing.assert_allclose(jax.vmap(velocity.matrix_sign)(matrices), signs, atol=1e-12)
-    equal = jax.jit(jax.jacobian(velocity.matrix_sign))(jnp.eye(*shape))  # of singular values that are all the same
+    jax.test_util.check_grads(jax.jit(jax.vmap(fields.matrix_sign)), (matrices,), order=1)
+    signs = jnp.stack([fields.matrix_sign(matrix) for matrix in matrices])
+    np.testing.assert_allclose(jax.vmap(fields.matrix_sign)(matrices), signs, atol=1e-12)
+    equal = jax.jit(jax.jacobian(fields.matrix_sign))(jnp.eye(*shape))  # of singular values that are all the same
     assert jnp.isfinite(equal).all()
 
 
@@ -188,7 +188,7 @@ def test_a_matched_decay_closes_the_field():
         for shape in (jnp.ones(num), 1 + 0.8 * jnp.cos(jnp.linspace(0, jnp.pi, num))):
             rates = shape / shape.sum()
             schedule = lambda count, rates=rates: rates[count]
-            decays = {"matched": velocity.matched_decay(schedule, TAU), "fixed": float(np.exp(-1 / num / TAU))}
+            decays = {"matched": fields.matched_decay(schedule, TAU), "fixed": float(np.exp(-1 / num / TAU))}
             for name, decay in decays.items():
                 ends[name].append(discrete_end(optimizer(schedule, decay=decay), num))
         for name, (a, b) in ends.items():
@@ -199,14 +199,14 @@ def test_a_matched_decay_closes_the_field():
 
 
 def test_a_memory_and_its_decay():
-    assert float(velocity.memory(0.9, 0.01)) == pytest.approx(0.1)
-    assert float(velocity.memory(velocity.matched_decay(1e-4, TAU)(0), 1e-4)) == pytest.approx(TAU, rel=1e-2)
+    assert float(fields.memory(0.9, 0.01)) == pytest.approx(0.1)
+    assert float(fields.memory(fields.matched_decay(1e-4, TAU)(0), 1e-4)) == pytest.approx(TAU, rel=1e-2)
 
 
 @pytest.mark.usefixtures("x64")
 def test_semi_implicit_euler_is_heavy_ball():
     """State first, then weights: one Euler step of length lr through the field is the discrete optimizer, to rounding."""
-    lr, field = 0.05, velocity.momentum(0.9)
+    lr, field = 0.05, fields.momentum(0.9)
     weights, slots = jnp.array([1.0, -2.0, 0.5]), {"trace": jnp.zeros(3)}
     transform, state = optax.sgd(lr, momentum=0.9), None
     true, state = weights, transform.init(weights)
@@ -243,7 +243,7 @@ def test_any_transformation_has_a_velocity_whose_euler_step_it_is(build):
 
 
 def test_adam_under_a_constant_gradient_moves_at_speed_one():
-    field, g = velocity.adam(), jnp.array([2.0, -0.5])
+    field, g = fields.adam(), jnp.array([2.0, -0.5])
     slots = {"mu": g * (1 - 0.9**100), "nu": g**2 * (1 - 0.999**100)}
     moved, _ = field.velocity(100 * 1e-3, jnp.zeros(2), slots, g, 1e-3)
     np.testing.assert_allclose(moved, -jnp.sign(g), rtol=1e-2)
@@ -251,7 +251,7 @@ def test_adam_under_a_constant_gradient_moves_at_speed_one():
 
 def test_fields_of_pytrees():
     weights = {"a": jnp.ones(2), "b": {"c": jnp.ones((2, 2))}}
-    field = velocity.adamw()
+    field = fields.adamw()
     moved, slots = field.velocity(0.0, weights, field.init(weights), weights, 0.1)
     assert jax.tree.structure(moved) == jax.tree.structure(weights)
     assert jax.tree.structure(slots["nu"]) == jax.tree.structure(weights)
@@ -259,14 +259,14 @@ def test_fields_of_pytrees():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="b2: expected a decay in"):
-        velocity.adam(b2=1.0)
+        fields.adam(b2=1.0)
     with pytest.raises(ValueError, match="decay"):
-        velocity.momentum(-0.1)
+        fields.momentum(-0.1)
     with pytest.raises(ValueError, match="learning_rate"):
         transformation_velocity(optax.sgd(0.1), 0.0)
     with pytest.raises(ValueError, match="decay_rate: expected an exponent"):
-        velocity.adafactor(1.0)
+        fields.adafactor(1.0)
     with pytest.raises(ValueError, match="tau: expected a positive time"):
-        velocity.matched_decay(0.1, 0.0)
+        fields.matched_decay(0.1, 0.0)
     with pytest.raises(ValueError, match="weights: expected matrices, got one of shape"):
-        velocity.muon().velocity(0.0, jnp.ones(3), {"mu": jnp.ones(3)}, jnp.ones(3), 0.1)
+        fields.muon().velocity(0.0, jnp.ones(3), {"mu": jnp.ones(3)}, jnp.ones(3), 0.1)

@@ -22,12 +22,12 @@ A field is that of the optimizer as long as lr times the curvature that its prec
 weights swing across valleys, and follow their mean: see central flows, arXiv 2410.24206.
 """
 
-from gfm_jax.optimizers.velocity.adaptive import adafactor, adagrad, adam, adamw, nadam, rmsprop
-from gfm_jax.optimizers.velocity.averages import schedule_free
-from gfm_jax.optimizers.velocity.clock import matched_decay, memory
-from gfm_jax.optimizers.velocity.generic import transformation_velocity
-from gfm_jax.optimizers.velocity.matrices import matrix_sign, muon
-from gfm_jax.optimizers.velocity.momenta import lion, momentum, nesterov, sgd, sign_sgd
+from gfm_jax.optimizers.fields.adaptive import adafactor, adagrad, adam, adamw, nadam, rmsprop
+from gfm_jax.optimizers.fields.averages import schedule_free
+from gfm_jax.optimizers.fields.clock import matched_decay, memory
+from gfm_jax.optimizers.fields.generic import transformation_velocity
+from gfm_jax.optimizers.fields.matrices import matrix_sign, muon
+from gfm_jax.optimizers.fields.momenta import lion, momentum, nesterov, sgd, sign_sgd
 
 __all__ = [
     "adafactor",
