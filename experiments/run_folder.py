@@ -33,7 +33,12 @@ class Row(NamedTuple):
     num_seeds: int = 1
 
 
-OWN = ("figures", "checkpoints")  # what a run that was stopped at its very start leaves beside half-written files
+FITTED = "fitted"  # what was fitted, each in a file that `gfm_jax.load` reads
+OWN = (
+    "figures",
+    "checkpoints",
+    FITTED,
+)  # what a run that was stopped at its very start leaves beside half-written files
 
 
 class RunFolder:

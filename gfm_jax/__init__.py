@@ -2,8 +2,8 @@
 
     import gfm_jax as gfm
 
-The names used most are here: `gfm.record_many`, `gfm.split`, `gfm.forecast`, `gfm.gradient_flow_matching` and the others
-that `dir(gfm)` lists. The rest is in a room for each question:
+The names used most are here, verbs first: `gfm.record_many`, `gfm.split`, `gfm.fit`, `gfm.forecast`, `gfm.sample`, `gfm.save`,
+`gfm.load`, and the others that `dir(gfm)` lists. The rest is in a room for each question:
 
     gfm.runs          training runs as data: tasks, the recorder, recordings on disk
     gfm.forecasting   where will this run end?

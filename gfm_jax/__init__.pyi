@@ -1,7 +1,7 @@
 from . import base, datasets, fitting, flows, forecasting, networks, optimizers, pytrees, runs, solve, weights
 from .base import Flow, Forecast, Forecaster, Horizon, Layout, Learner, Network, Task, Trajectory
 from .datasets import load_dataset
-from .fitting import fit
+from .fitting import fit, with_defaults
 from .flows import closed_form_velocity, empirical_flow_matching, flow_map, flow_matching, sample
 from .forecasting import (
     forecast,
@@ -98,6 +98,7 @@ __all__ = [
     "split",
     "take",
     "weights",
+    "with_defaults",
     "with_slots",
     "__version__",
 ]

@@ -79,9 +79,9 @@ class Config(NamedTuple):
     choices: tuple[tuple[str, Any], ...]
 
 
-def config_of(method: str, **choices: Any) -> Config:
+def config_of(method: str, **arguments: Any) -> Config:
     """The config of a method and its choices: hashable values."""
-    return Config(method, tuple(choices.items()))
+    return Config(method, tuple(arguments.items()))
 
 
 class Learner(NamedTuple):

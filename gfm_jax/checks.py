@@ -11,7 +11,6 @@ from jax.core import Tracer
 __all__ = [
     "as_float",
     "as_points",
-    "check_choices",
     "check_count",
     "check_finite",
     "check_not_negative",
@@ -20,13 +19,6 @@ __all__ = [
     "is_traced",
     "on_host",
 ]
-
-
-def check_choices(recipe: type, choices: dict) -> None:
-    """Raises ValueError for choices that are no fields of the recipe, a NamedTuple."""
-    if unknown := set(choices) - set(recipe._fields):
-        names = ", ".join(recipe._fields)
-        raise ValueError(f"{', '.join(sorted(unknown))}: expected fields of {recipe.__name__}, {names}")
 
 
 def as_float(name: str, values) -> jax.Array:

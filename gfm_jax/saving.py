@@ -23,6 +23,7 @@ __all__ = ["load", "save"]
 
 FORMAT = 1
 FILE = "params.safetensors"  # in a folder
+ROOMS = ("flows", "forecasting", "weights")  # whose methods a file may hold
 PACKAGES = ("gfm_jax", "flax", "jax")  # whose functions and classes a file may name
 
 
@@ -189,14 +190,15 @@ def _look_up(name: str) -> Any:
 
 def _rebuild(config, path) -> Any:
     room, _, name = config["method"].rpartition(".")
-    shown = name in getattr(_look_up("gfm_jax:" + room), "__all__", ())
+    shown = room.partition(".")[0] in ROOMS and name in getattr(_look_up("gfm_jax:" + room), "__all__", ())
     make = _look_up(f"gfm_jax.{room}:{name}") if shown else None
     if make is None:
         raise ValueError(f"path: {path} holds a method of another version, {config['method']}")
-    choices = {name: _value(choice, name, path) for name, choice in config["choices"].items()}
+    arguments = {name: _value(choice, name, path) for name, choice in config["choices"].items()}
     kinds = inspect.signature(make).parameters
-    several = [name for name in choices if kinds[name].kind is inspect.Parameter.VAR_POSITIONAL]
-    return make(*[part for name in several for part in choices.pop(name)], **choices)
+    several = [name for name in arguments if kinds[name].kind is inspect.Parameter.VAR_POSITIONAL]
+    positional = [part for name in several for part in arguments.pop(name)]
+    return make(*positional, **arguments)
 
 
 def _value(told, name, path) -> Any:

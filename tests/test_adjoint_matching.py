@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.flows import (
     GaussianSource,
     adjoint_matching_targets,
     draw_gaussian,
-    empirical_flow_matching,
+    flow_map,
+    flow_matching,
     memoryless_step,
-    self_distilled_flow_map,
 )
 from gfm_jax.networks import TimeMLP
 from gfm_jax.weights import flow_to_learn, identity
@@ -111,14 +112,14 @@ def test_the_diffusion_has_the_marginals_of_the_flow_and_forgets(source, key):
 
 # --- of a flow that was learned ---------------------------------------------------------------------------------------
 
-FLOW = empirical_flow_matching(TimeMLP((48, 48)), num_steps=1500, peak_rate=3e-3, average=0.99)
+FLOW = with_defaults(flow_matching(TimeMLP((48, 48))), num_steps=1500, learning_rate=3e-3, ema_decay=0.99)
 
 
 @pytest.fixture(scope="module")
 def learned():
     generator = flow_to_learn(identity(), FLOW)
     data = jax.random.multivariate_normal(jax.random.key(1), jnp.array(MEAN), jnp.array(COVARIANCE), (20_000,))
-    return generator, generator.fit(jax.random.key(2), data.astype(jnp.float32))
+    return generator, fit(jax.random.key(2), generator, data.astype(jnp.float32))[0]
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -147,8 +148,8 @@ def test_tuning_through_the_solver_only_climbs(learned, key):
 
 def test_a_flow_map_is_tuned_in_one_jump(key):
     points = 2 + jax.random.normal(key, (500, 2))
-    generator = flow_to_learn(identity(), self_distilled_flow_map(TimeMLP((32, 32)), num_steps=300))
-    params = generator.fit(key, points)
+    generator = flow_to_learn(identity(), with_defaults(flow_map(TimeMLP((32, 32))), num_steps=300))
+    params, _ = fit(key, generator, points)
     tune = tune_through_solver(
         generator, lambda z, to: jnp.sum((z - to) ** 2), TuningRecipe(num_steps=100, learning_rate=3e-3)
     )
@@ -165,9 +166,8 @@ def test_a_flow_map_is_tuned_in_one_jump(key):
     "choices", [{"source": lambda key: jax.random.normal(key, (2,))}, {"coupling": "optimal_transport"}]
 )
 def test_other_sources_and_couplings_are_refused(choices, key):
-    flow = empirical_flow_matching(TimeMLP((8,)), num_steps=1)
-    generator = flow_to_learn(identity(), flow, **choices)
-    params = generator.fit(key, jax.random.normal(key, (64, 2)))
+    generator = flow_to_learn(identity(), with_defaults(flow_matching(TimeMLP((8,))), num_steps=1), **choices)
+    params, _ = fit(key, generator, jax.random.normal(key, (64, 2)))
     tune = tune_by_adjoint_matching(generator, lambda z, _: z.sum())
     expected = (
         "expected a flow from a Gaussian source, got source 'initial'" if "source" in choices else "'optimal_transport'"

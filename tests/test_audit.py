@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfm_jax.fitting import fit
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import ravel, unravel
 from gfm_jax.weights import act, audit, canonical, find_symmetry, nearest, random_element
@@ -58,12 +59,12 @@ def test_copies_are_copies_however_well_they_score():
 
 def test_copies_in_disguise_are_copies():
     """In another order of their units, and rescaled."""
-    encoder = canonical(SYMMETRY)
-    reference = encoder.fit(KEYS[5], TRAIN)
+    codec = canonical(SYMMETRY)
+    reference, _ = fit(KEYS[5], codec, TRAIN)
     element = lambda key, w: act(SYMMETRY, random_element(key, SYMMETRY), w)
     disguised = jax.vmap(element)(jax.random.split(KEYS[6], NUM), TRAIN)
     assert audited(disguised).verdict == "new"
-    assert audited(disguised, canonical=lambda w: encoder.encode(reference, w)).verdict == "copies"
+    assert audited(disguised, canonical=lambda w: codec.encode(reference, w)).verdict == "copies"
 
 
 def test_noise_is_far_and_wrong():

@@ -10,7 +10,7 @@ import pytest
 
 from gfm_jax.flows import (
     closed_form_velocity,
-    draw_companions,
+    draw_reference_points,
     empirical_path,
     flow_matching_loss,
     gaussian,
@@ -224,24 +224,24 @@ def test_flow_maps_are_semigroups_and_solve_the_ode(oracle):
 DATA = jax.random.normal(jax.random.key(7), (40, 2))
 
 
-def draw_paths(key, t, x_t=None, num=20_000, num_companions=8, **choices):
-    """Paths through all of space, or through one point x_t by the law of where they come from; and the companions."""
+def draw_paths(key, t, x_t=None, num=20_000, num_reference_points=8, **choices):
+    """Paths through all of space, or through one point x_t by the law of where they come from; and the reference points."""
     key_index, key_source = jax.random.split(key)
-    own, index = draw_companions(key_index, len(DATA), num, num_companions, **choices)
+    own, index = draw_reference_points(key_index, len(DATA), num, num_reference_points, **choices)
     x_0 = jax.random.normal(key_source, (num, 2))
     path = jax.vmap(lambda a, b: interpolate(linear, jnp.float32(t), a, b))(x_0, DATA[own])
     return path, DATA[index]
 
 
-def test_all_companions_give_the_exact_field(key):
-    path, companions = draw_paths(key, 0.6, num=16, num_companions=40, companions="per_sample")
+def test_all_reference_points_give_the_exact_field(key):
+    path, reference_points = draw_paths(key, 0.6, num=16, num_reference_points=40, sharing="per_sample")
     exact = jax.jit(jax.vmap(closed_form_velocity(DATA)))(path.t, path.x_t)
-    np.testing.assert_allclose(empirical_path(path, companions).dx_t, exact, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(empirical_path(path, reference_points).dx_t, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_one_companion_is_conditional_flow_matching(key):
-    path, companions = draw_paths(key, 0.6, num=16, num_companions=1, companions="per_sample")
-    np.testing.assert_allclose(empirical_path(path, companions).dx_t, path.dx_t, rtol=1e-4, atol=1e-5)
+def test_one_reference_point_is_conditional_flow_matching(key):
+    path, reference_points = draw_paths(key, 0.6, num=16, num_reference_points=1, sharing="per_sample")
+    np.testing.assert_allclose(empirical_path(path, reference_points).dx_t, path.dx_t, rtol=1e-4, atol=1e-5)
 
 
 def in_standard_errors(path, target):
@@ -255,8 +255,8 @@ def in_standard_errors(path, target):
 @pytest.mark.parametrize("choices", [("per_sample", False), ("per_sample", True)], ids=["without", "with replacement"])
 def test_proposition_2(key, choices):
     """The target is unbiased, and its variance at most that of one sample; leaving the own point out is biased."""
-    companions, replacement = choices
-    path, points = draw_paths(key, 0.5, companions=companions, replacement=replacement)
+    sharing, replacement = choices
+    path, points = draw_paths(key, 0.5, sharing=sharing, replacement=replacement)
     target = empirical_path(path, points).dx_t
     assert in_standard_errors(path, target) < 4
     exact = jax.jit(jax.vmap(closed_form_velocity(DATA)))(path.t, path.x_t)
@@ -268,7 +268,7 @@ def test_without_replacement_has_less_variance(key):
     exact = closed_form_velocity(DATA)
 
     def variance(replacement):
-        path, points = draw_paths(key, 0.5, num_companions=25, companions="per_sample", replacement=replacement)
+        path, points = draw_paths(key, 0.5, num_reference_points=25, sharing="per_sample", replacement=replacement)
         error = empirical_path(path, points).dx_t - jax.vmap(exact)(path.t, path.x_t)
         return float((error**2).mean())
 
@@ -276,10 +276,10 @@ def test_without_replacement_has_less_variance(key):
 
 
 def test_a_shared_set_is_unbiased(key):
-    """Over many small batches, each of which shares its companions."""
+    """Over many small batches, each of which shares its reference points."""
 
     def batch(key):
-        path, points = draw_paths(key, 0.5, num=4, num_companions=12, companions="shared")
+        path, points = draw_paths(key, 0.5, num=4, num_reference_points=12, sharing="shared")
         return path, empirical_path(path, points).dx_t
 
     path, target = jax.jit(jax.vmap(batch))(jax.random.split(key, 8000))
@@ -290,7 +290,7 @@ def test_a_shared_set_is_unbiased(key):
 
 def test_regression_on_paths_is_regression_on_the_exact_field(key):
     """The gradient of conditional flow matching is that of the distance to u*, up to sampling error."""
-    path, _ = draw_paths(key, 0.4, num=200_000, num_companions=1, companions="per_sample")
+    path, _ = draw_paths(key, 0.4, num=200_000, num_reference_points=1, sharing="per_sample")
     model = lambda theta: jnp.tanh(path.x_t @ theta)
     theta = jnp.array([[0.5, -1.0], [0.3, 0.8]])
     exact = path._replace(dx_t=jax.vmap(closed_form_velocity(DATA))(path.t, path.x_t))

@@ -10,8 +10,8 @@ from jax import lax
 
 import gfm_jax as gfm
 from gfm_jax import fitting
+from gfm_jax.base import Learner
 from gfm_jax.convolutions import fast_in_loops
-from gfm_jax.fitting import fit
 
 FORMS = {
     "same": {"padding": "SAME"},
@@ -121,13 +121,12 @@ def test_a_fit_and_recordings_hold_convolutions_in_order_alone():
     net, x, loss = of_network()
     init = lambda key: net.init(key, jnp.zeros((1, 8, 8, 2)))
     weights, optimizer = init(jax.random.key(0)), optax.sgd(0.1)
-    found = fit(
-        jax.random.key(1), lambda w, key, batch: (loss(w), {}), weights, x, lambda key, data: data, optimizer, 3
-    )
+    learner = Learner(lambda key, data: weights, lambda key, data: data, lambda w, key, batch: (loss(w), {}))
+    _, info = gfm.fit(jax.random.key(1), learner, x, optimizer=optimizer, num_steps=3)
     expected = weights
     for _ in range(3):
         expected = jax.tree.map(lambda a, g: a - 0.1 * g, expected, jax.jit(jax.grad(loss))(expected))
-    close(found.last, expected)
+    close(info.last, expected)
 
     data = {"train": (np.asarray(x), np.arange(6) % 3)}
     task = gfm.classification(gfm.Network(init, net.apply), data, num_classes=3, batch_size=4)
@@ -138,6 +137,9 @@ def test_a_fit_and_recordings_hold_convolutions_in_order_alone():
     close(runs.weights[1], one(keys[1]).weights)
     assert set(orders_of(jax.make_jaxpr(record)(keys).jaxpr)) == IN_ORDER
 
-    static = (lambda w, key, batch: (loss(w), {}), lambda key, data: data, optimizer, 0.9, 2, None)
-    steps = lambda state: fitting._take_steps(static, keys[0], state, x, 0, 2)
-    assert set(orders_of(jax.make_jaxpr(steps)(fitting._start(optimizer, weights)).jaxpr)) == IN_ORDER
+    program = fitting.Program(optimizer, learner, optimizer, 0.9, 2, None)
+    steps = lambda state: fitting._take_steps(program, keys[0], state, x, 0, 2)
+    assert (
+        set(orders_of(jax.make_jaxpr(steps)(fitting._start(optimizer, *fitting._split(learner, weights))).jaxpr))
+        == IN_ORDER
+    )

@@ -9,10 +9,11 @@ import pytest
 from runs import batch_of, run_of, small_runs, small_task
 
 from gfm_jax.base import Curvature
+from gfm_jax.fitting import fit
 from gfm_jax.forecasting import (
     curvature_at,
     cut,
-    gradient_flow_matching,
+    flow_map,
     horizon_at,
     measure_curvature,
     observe,
@@ -21,7 +22,7 @@ from gfm_jax.forecasting import (
 from gfm_jax.forecasting.names import DIRECTIONS, KRYLOV, named, stack, stacked
 from gfm_jax.pytrees import unravel
 
-FIELD = {"num_steps": 30, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
+FIELD = {"batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
 
 
 def quadratic_loss(eigenvalues, seed=0):
@@ -112,7 +113,7 @@ def test_windows_measure_curvature_at_every_cut(prefix):
         features = stacked(observe(measure_curvature(run, train_loss)))
         return features._replace(directions=stack(features.directions, DIRECTIONS))
 
-    windows = cut(runs, (0.5,), withheld=(("curvature",), ("state",)), loss=train_loss)
+    windows = cut(runs, (0.5,), feature_dropout=(("curvature",), ("state",)), loss=train_loss)
     expected = jax.vmap(seen)(prefix_of(runs, 10))
     close = {"rtol": 1e-3, "atol": 1e-3}
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:6], windows.features), expected, **close)
@@ -126,14 +127,14 @@ def test_windows_measure_curvature_at_every_cut(prefix):
 
 
 def test_a_field_uses_the_curvature_that_it_was_fitted_with(prefix):
-    forecaster, horizon = gradient_flow_matching(**FIELD), horizon_at(first(small_runs()), -1)
-    measured = measure_curvature(prefix, train_loss)
-    blind = forecaster.fit(jax.random.key(0), [small_runs()])
-    forecasts = [forecaster.forecast(blind, run, horizon).weights for run in (prefix, measured)]
-    np.testing.assert_array_equal(*forecasts)
-    seeing = forecaster.fit(jax.random.key(0), [small_runs()], [train_loss])
-    forecasts = [forecaster.forecast(seeing, run, horizon).weights for run in (prefix, measured)]
-    assert float(jnp.abs(forecasts[0] - forecasts[1]).max()) > 1e-4
+    horizon, measured = horizon_at(first(small_runs()), -1), measure_curvature(prefix, train_loss)
+    for losses in (None, [train_loss]):
+        forecaster = flow_map(losses=losses, **FIELD)
+        params, _ = fit(jax.random.key(0), forecaster, [small_runs()], num_steps=30)
+        assert float(params.has_curvature) == (losses is not None)
+        forecasts = [forecaster.forecast(params, run, horizon).weights for run in (prefix, measured)]
+        apart = float(jnp.abs(forecasts[0] - forecasts[1]).max())
+        assert apart > 1e-4 if losses else apart == 0
 
 
 def test_curvature_tells_what_a_prefix_cannot():
@@ -170,7 +171,7 @@ def test_curvature_tells_what_a_prefix_cannot():
         (lambda run: measure_curvature(run, lambda w: w), "loss: expected a scalar"),
         (lambda run: measure_curvature(run._replace(weights=None), train_loss), "run: expected recorded weights"),
         (
-            lambda run: gradient_flow_matching(**FIELD).fit(jax.random.key(0), [small_runs()], [train_loss] * 2),
+            lambda run: fit(jax.random.key(0), flow_map(losses=[train_loss] * 2, **FIELD), [small_runs()]),
             "losses: expected one for each of the 1 batches",
         ),
     ],

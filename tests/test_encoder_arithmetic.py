@@ -1,4 +1,4 @@
-"""Encoders of coarse, huge, equal and dead weights; and what whole fits absorb, by hand."""
+"""Codecs of coarse, huge, equal and dead weights; and what whole fits absorb, by hand."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gfm_jax.base import Layout
+from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.weights import (
     autoencoder,
     balance,
@@ -19,7 +20,7 @@ from gfm_jax.weights import (
     standardized,
     token_autoencoder,
 )
-from gfm_jax.weights.autoencoder import AutoencoderRecipe, autoencoder_loss
+from gfm_jax.weights.autoencoder import Terms, autoencoder_loss
 from gfm_jax.weights.reconstruction import behavioural, gaussian_kl
 
 DIM = 21
@@ -27,39 +28,38 @@ WEIGHTS = {"a": jnp.ones((3, 4)), "b": jnp.ones(4), "c": jnp.ones((4, 1)), "d": 
 LAYOUT = Layout(("0/bias", "0/kernel", "1/bias", "1/kernel"), ((4,), (3, 4), (1,), (4, 1)))
 apply = lambda w, x: jax.nn.relu(x @ w["a"] + w["b"]) @ w["c"] + w["d"]
 SYMMETRY = find_symmetry(apply, WEIGHTS, jnp.ones((2, 3)))
-TINY = {"widths": (4,), "num_steps": 3, "batch_size": 4}
-ENCODERS = {
+TINY = {"widths": (4,), "batch_size": 4}
+CODECS = {
     "standardized": standardized(),
     "by_coordinate": standardized(by_coordinate=True),
     "pca": pca(3),
     "pca, not whitened": pca(3, whiten=False),
     "canonical": canonical(SYMMETRY),
     "low_rank": low_rank(LAYOUT, jnp.zeros(DIM), 1),
-    "autoencoder": autoencoder(2, **TINY),
-    "token_autoencoder": token_autoencoder([LAYOUT], 2, **TINY)[0],
+    "autoencoder": with_defaults(autoencoder(2, **TINY), num_steps=3),
+    "token_autoencoder": with_defaults(token_autoencoder([LAYOUT], 2, **TINY)[0], num_steps=3),
 }
 
 
 @functools.cache
-def compiled(encoder):
-    over_rows = lambda function: jax.jit(jax.vmap(function, (None, 0)))
-    return over_rows(encoder.encode), over_rows(encoder.decode)
+def over_rows(function):
+    return jax.jit(jax.vmap(function, (None, 0)))
 
 
-def round_trip(encoder, key, weights):
-    params, (encode, decode) = encoder.fit(key, weights), compiled(encoder)
-    codes = encode(params, weights)
-    return codes, decode(params, codes)
+def round_trip(codec, key, weights):
+    params, _ = fit(key, codec, weights)
+    codes = over_rows(codec.encode)(params, weights)
+    return codes, over_rows(codec.decode)(params, codes)
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", ["uint8", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in ENCODERS if "auto" not in name])
+@pytest.mark.parametrize("name", [name for name in CODECS if "auto" not in name])
 def test_codes_are_computed_in_float32(name, dtype, key):
     """As if the weights had been cast before, whose values all types hold (wrong before 0.2)."""
     coarse = jax.random.randint(key, (12, DIM), 0, 200).astype(dtype)
-    found = round_trip(ENCODERS[name], key, coarse)
-    expected = round_trip(ENCODERS[name], key, coarse.astype(jnp.float32))
+    found = round_trip(CODECS[name], key, coarse)
+    expected = round_trip(CODECS[name], key, coarse.astype(jnp.float32))
     for own, right in zip(found, expected, strict=True):
         assert own.dtype == jnp.float32
         np.testing.assert_allclose(own, right, rtol=1e-4, atol=1e-4)
@@ -68,10 +68,10 @@ def test_codes_are_computed_in_float32(name, dtype, key):
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", ["uint8", "bfloat16"])
 def test_fits_are_in_float32(dtype, key):
-    """Mean and deviation of a learned encoder (wrong before 0.2)."""
+    """Mean and deviation of a learned codec (wrong before 0.2)."""
     coarse = jax.random.randint(key, (12, DIM), 0, 200).astype(dtype)
     right = np.asarray(coarse.astype(jnp.float32), np.float64)
-    params = ENCODERS["autoencoder"].fit(key, coarse)
+    params, _ = fit(key, CODECS["autoencoder"], coarse)
     np.testing.assert_allclose(params.mean, right.mean(0), rtol=1e-6)
     np.testing.assert_allclose(params.scale, np.sqrt(right.var(0).mean()), rtol=1e-5)
 
@@ -86,11 +86,11 @@ ZOOS = {
 
 
 @pytest.mark.parametrize("zoo", ZOOS)
-@pytest.mark.parametrize("name", [name for name in ENCODERS if "auto" not in name])
+@pytest.mark.parametrize("name", [name for name in CODECS if "auto" not in name])
 def test_degenerate_zoos_give_finite_codes(name, zoo, key):
     """Where nothing varies, and where squares would overflow (wrong before 0.2)."""
     weights = ZOOS[zoo]
-    codes, found = round_trip(ENCODERS[name], key, weights)
+    codes, found = round_trip(CODECS[name], key, weights)
     assert jnp.isfinite(codes).all()
     assert jnp.isfinite(found).all()
     if "pca" not in name and name != "canonical":
@@ -103,7 +103,7 @@ def test_degenerate_zoos_give_finite_codes(name, zoo, key):
 @pytest.mark.parametrize("zoo", ["equal networks", "zeros"])
 def test_learned_codes_of_equal_networks(name, zoo, key):
     """The deviation that weights are divided by is zero (wrong before 0.2)."""
-    codes, found = round_trip(ENCODERS[name], key, ZOOS[zoo])
+    codes, found = round_trip(CODECS[name], key, ZOOS[zoo])
     assert jnp.isfinite(codes).all()
     assert jnp.isfinite(found).all()
 
@@ -117,14 +117,14 @@ def test_standardized_of_huge_weights_in_numbers():
 
 @pytest.mark.usefixtures("unchecked")
 def test_lists_and_complex_weights_are_refused(key):
-    for name, encoder in ENCODERS.items():
+    for name, codec in CODECS.items():
         with pytest.raises(
             ValueError, match="weights: expected real numbers, got complex64; write complex weights as two"
         ):
-            encoder.fit(key, jnp.ones((8, DIM), jnp.complex64))
+            fit(key, codec, jnp.ones((8, DIM), jnp.complex64))
         if name != "token_autoencoder":  # which takes a sequence of arrays
             with pytest.raises(ValueError, match=r"weights: expected an array \[num, dim\], got a list; jnp.stack"):
-                encoder.fit(key, [jnp.ones(DIM)] * 8)
+                fit(key, codec, [jnp.ones(DIM)] * 8)
 
 
 # --- canonical form ---------------------------------------------------------------------------------------------------
@@ -158,10 +158,10 @@ def test_match_finds_the_order_in_numbers():
 
 
 def test_mean_and_scale_are_not_learned(key):
-    """They are those of the weights after the fit, though they are part of what is fitted."""
+    """They are those of the weights after the fit."""
     weights = 3 + jax.random.normal(key, (12, DIM))
     for name in ("autoencoder", "token_autoencoder"):
-        params = ENCODERS[name].fit(key, weights)
+        params, _ = fit(key, CODECS[name], weights)
         mean = params.mean if name == "autoencoder" else params.means[0]
         np.testing.assert_allclose(mean, weights.mean(0), rtol=1e-6)
         np.testing.assert_allclose(params.scale, jnp.sqrt(weights.var(0).mean()), rtol=1e-6)
@@ -178,14 +178,14 @@ def test_the_loss_in_numbers(key):
     decode = lambda params, z: jnp.concatenate([z, z])
     outputs = lambda w, x: x @ w.reshape(2, 1)
     x = jnp.eye(2)
-    recipe = AutoencoderRecipe(1, weights=0.3, behaviour=2.0, kl=0.5, logits=False)
-    total, terms = autoencoder_loss(recipe, encode, decode, outputs, Scale, key, w, x)
+    asked = Terms(weights=0.3, behaviour=2.0, kl=0.5, noise=0.1, logits=False, num_inputs=2, batch_size=4000)
+    total, terms = autoencoder_loss(asked, encode, decode, outputs, Scale, key, w, x)
     lost = ((w[:, 0] - w[:, 1]) ** 2) / 2
     assert terms["weights"] == pytest.approx(float(lost.mean()) / 4, rel=1e-4)
     assert terms["behaviour"] == pytest.approx(float((lost / (w**2).mean(1)).mean()), rel=1e-4)
     assert terms["kl"] == pytest.approx(float(((w[:, 0] ** 2 - 1) / 2 + 40).mean()), rel=1e-4)
     assert total == pytest.approx(float(0.3 * terms["weights"] + 2 * terms["behaviour"] + 0.5 * terms["kl"]), rel=1e-5)
-    noisy = AutoencoderRecipe(1, noise=0.7)
+    noisy = asked._replace(weights=0.1, kl=0.0, noise=0.7)
     _, terms = autoencoder_loss(noisy, encode, decode, None, Scale, key, w[:, :1].repeat(2, 1), ())
     assert set(terms) == {"weights"}
     assert terms["weights"] == pytest.approx(0.49 / 4, rel=0.05)
@@ -219,7 +219,7 @@ def test_pca_without_whitening_keeps_lengths():
 def test_signs_of_adapters_are_settled(key):
     """The columns of A sum to something positive, so that a network has one code, whatever signs the decomposition took."""
     layout = Layout(("0/kernel",), ((6, 5),))
-    encoder = low_rank(layout, jnp.zeros(30), 2)
+    codec = low_rank(layout, jnp.zeros(30), 2)
     for number in range(4):
-        code = encoder.encode((), jax.random.normal(jax.random.fold_in(key, number), (30,)))
+        code = codec.encode((), jax.random.normal(jax.random.fold_in(key, number), (30,)))
         assert (code[:12].reshape(6, 2).sum(0) > 0).all()

@@ -10,22 +10,29 @@ import optax
 import pytest
 from runs import batch_of, put, run_of, small_runs
 
+import gfm_jax as gfm
 from gfm_jax.base import Horizon, Layout
+from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.forecasting import (
     baselines,
+    calibrate,
     check_forecast,
     cut,
     draw_pairs,
+    flow_map,
+    function_space,
     gradient_flow_matching,
     horizon_at,
     measure_curvature,
     nowcast,
     observe,
     prefix_of,
+    self_distilled,
 )
-from gfm_jax.runs import linear_regression, record_many, save_steps
+from gfm_jax.runs import linear_regression, open_recording, record_many, record_to_disk, save_steps
 
-FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5), "withheld": (("mu",),)}
+FIELD = {"batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5), "feature_dropout": (("mu",),)}
+METHODS = {"flow_map": flow_map, "velocity": gradient_flow_matching, "self_distilled": self_distilled}
 
 
 def first(runs):
@@ -33,10 +40,14 @@ def first(runs):
 
 
 @functools.cache
-def field(objective="flow_map"):
+def field(name="flow_map"):
     """A field that was fitted for a few steps, so that its forecasts move."""
-    forecaster = gradient_flow_matching(objective, **FIELD)
-    return forecaster, forecaster.fit(jax.random.key(0), [small_runs()])
+    forecaster = METHODS[name](**FIELD)
+    return forecaster, short_fit(forecaster, [small_runs()])
+
+
+def short_fit(forecaster, runs, **options):
+    return fit(jax.random.key(0), forecaster, runs, num_steps=20, **options)[0]
 
 
 def forecast(run, last, forecaster=None, params=()):
@@ -68,13 +79,13 @@ def test_a_warm_up_from_zero_is_as_one_from_nearly_zero(name):
     assert np.abs(ends[0] - np.asarray(run.weights[12])).max() > 1e-3
 
 
-@pytest.mark.parametrize("objective", ["flow_map", "velocity", "self_distilled"])
-def test_runs_whose_rate_decayed_to_zero_can_be_fitted_to(objective):
+@pytest.mark.parametrize("name", METHODS)
+def test_runs_whose_rate_decayed_to_zero_can_be_fitted_to(name):
     """(wrong before 0.2)"""
     rates = np.concatenate([np.linspace(0.05, 0, 32), np.zeros(32)])
     runs = regressions(rates)
-    forecaster = gradient_flow_matching(objective, **FIELD)
-    params = forecaster.fit(jax.random.key(0), [runs])
+    forecaster = METHODS[name](**FIELD)
+    params = short_fit(forecaster, [runs])
     at_rest = forecaster.forecast(params, prefix_of(runs, 12), horizon_at(runs, -1)).weights
     np.testing.assert_array_equal(at_rest, runs.weights[:, 12])
 
@@ -255,8 +266,8 @@ def test_numbers_and_lists_do_as_well():
 def test_a_batch_is_forecast_run_by_run(name):
     """(wrong before 0.2)"""
     if name == "tensor":
-        forecaster = gradient_flow_matching(head="tensor", **FIELD)
-        params = forecaster.fit(jax.random.key(0), small_runs())  # a batch that stands by itself
+        forecaster = flow_map(head="tensor", **FIELD)
+        params = short_fit(forecaster, small_runs())  # a batch that stands by itself
     else:
         forecaster, params = field() if name == "field" else (getattr(baselines, name)(), ())
     runs = small_runs()
@@ -274,7 +285,7 @@ def test_a_batch_is_no_run():
         with pytest.raises(ValueError, match=r"run: expected one run \[saves, dim\], got \(6, 21, 39\)"):
             ask(runs)
     with pytest.raises(ValueError, match=r"runs\[0\]: expected a batch of runs"):
-        baselines.lfd2().fit(jax.random.key(0), [first(runs)])
+        fit(jax.random.key(0), baselines.lfd2(), [first(runs)])
 
 
 def test_saves_count_from_the_end_as_well():
@@ -300,31 +311,30 @@ def test_a_fit_leaves_out_runs_that_diverged_and_names_them(name):
     rates[5] = 50.0
     runs = regressions(rates, num_runs=9)
     assert not runs.finite[5]
-    make = {
-        "field": lambda: gradient_flow_matching(**FIELD),
-        "wnn": lambda: nowcast.wnn(num_steps=5, batch_size=32),
-        "lfd2": lambda: baselines.lfd2(),
+    forecaster = {
+        "field": with_defaults(flow_map(**FIELD), num_steps=20),
+        "wnn": with_defaults(nowcast.wnn(batch_size=32), num_steps=5),
+        "lfd2": baselines.lfd2(),
     }[name]
     with pytest.warns(UserWarning, match=r"runs\[0\]: 1 of 9 runs are not sound \(5\)"):
-        params = make().fit(jax.random.key(0), [runs])
+        params, _ = fit(jax.random.key(0), forecaster, [runs])
     good = jax.tree.map(lambda leaf: leaf[np.delete(np.arange(9), 5)], runs._replace(layout=None))
     good = good._replace(layout=runs.layout)
-    expected = make().fit(jax.random.key(0), [good])
+    expected, _ = fit(jax.random.key(0), forecaster, [good])
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(params), jax.tree.leaves(expected))
     with pytest.raises(ValueError, match=r"runs\[0\].weights: expected finite weights"):
-        make().fit(jax.random.key(0), [jax.tree.map(lambda leaf: leaf[5:6], runs)])
+        fit(jax.random.key(0), forecaster, [jax.tree.map(lambda leaf: leaf[5:6], runs)])
 
 
 def test_calibration_leaves_out_what_diverged_too():
     """(wrong before 0.2)"""
     runs = small_runs()
     bad = runs._replace(weights=put(runs.weights, (2, -1), jnp.nan))
-    forecaster = gradient_flow_matching(**FIELD)
-    with pytest.warns(UserWarning, match=r"calibration\[0\]: 1 of 6"):
-        params = forecaster.fit(jax.random.key(0), runs, calibration=bad)
+    with pytest.warns(UserWarning, match=r"runs\[0\]: 1 of 6"):
+        params = calibrate(field()[1], bad, fractions=(0.3, 0.5))
     assert np.isfinite(params.half_width.value).all()
     with pytest.raises(ValueError, match="windows of finite numbers, got others of the runs 2"):
-        forecaster.fit(jax.random.key(0), [cut(bad, (0.3,))])
+        short_fit(field()[0], [cut(bad, (0.3,))])
 
 
 def test_a_run_that_never_moved_is_fitted_to_as_well():
@@ -332,8 +342,9 @@ def test_a_run_that_never_moved_is_fitted_to_as_well():
     rates = np.full((8, 64), 0.01)
     rates[3] = 0.0
     runs = regressions(rates)
-    for forecaster in (gradient_flow_matching(**FIELD), nowcast.introspection(num_steps=5), baselines.lfd2()):
-        params = forecaster.fit(jax.random.key(0), [runs])
+    learned = (with_defaults(method, num_steps=5) for method in (flow_map(**FIELD), nowcast.introspection()))
+    for forecaster in (*learned, baselines.lfd2()):
+        params, _ = fit(jax.random.key(0), forecaster, [runs])
         ends = forecaster.forecast(params, prefix_of(runs, 12), horizon_at(runs, -1)).weights
         assert np.isfinite(ends).all()
 
@@ -342,23 +353,31 @@ def test_a_run_that_never_moved_is_fitted_to_as_well():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: baselines.persistence().fit(None, [], calibratoin=1), TypeError, "calibratoin"),
-        (lambda: nowcast.wnn().fit(None, [], calibration=[]), TypeError, "calibration"),
-        (lambda: baselines.lfd2().fit(None, [], start=()), TypeError, "start"),
-        (lambda: gradient_flow_matching(**FIELD).fit(None, []), ValueError, "runs: expected one or more batches"),
-        (lambda: gradient_flow_matching(**FIELD).fit(None, 3), ValueError, "runs: expected one or more batches"),
-        (lambda: gradient_flow_matching(num_steps=0), ValueError, "num_steps: expected at least 1"),
-        (lambda: gradient_flow_matching(widths=(0,)), ValueError, "widths: expected at least 1, got 0"),
-        (lambda: gradient_flow_matching(tube=-1.0), ValueError, "tube: expected at least 0, got -1"),
+        (lambda: short_fit(flow_map(), [], calibratoin=1), TypeError, "calibratoin"),
+        (lambda: nowcast.wnn(num_stepz=5), TypeError, "num_stepz"),
+        (lambda: short_fit(baselines.lfd2(), [], start=()), ValueError, "num_steps, start: expected None for a method"),
+        (lambda: short_fit(flow_map(**FIELD), []), ValueError, "runs: expected one or more batches"),
+        (lambda: short_fit(flow_map(**FIELD), 3), ValueError, "runs: expected one or more batches"),
+        (lambda: fit(jax.random.key(0), flow_map(), [], num_steps=0), ValueError, "num_steps: expected a whole number"),
+        (lambda: flow_map(widths=()), ValueError, "widths: expected those of at least one hidden layer"),
+        (lambda: flow_map(widths=(0,)), ValueError, "widths: expected at least 1, got 0"),
+        (lambda: gradient_flow_matching(path_noise=-1.0), ValueError, "path_noise: expected at least 0, got -1"),
         (
-            lambda: nowcast.wnn(num_stepz=5),
+            lambda: gradient_flow_matching(num_solver_steps=0),
             ValueError,
-            "num_stepz: expected fields of Schooling, fractions, num_points",
+            "num_solver_steps: expected at least 1, got 0",
         ),
+        (lambda: function_space(num_runs=0), ValueError, "num_runs: expected at least 1, got 0"),
+        (lambda: function_space(weight=-1.0), ValueError, "weight: expected at least 0, got -1"),
         (lambda: nowcast.lstm(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
-        (lambda: gradient_flow_matching(share_now=1.5), ValueError, r"share_now: expected a share in \[0, 1\]"),
-        (lambda: nowcast.lstm(batch_size=0), ValueError, "batch_size: expected at least 1"),
-        (lambda: cut(small_runs(), (0.5,), withheld=(("gradeint",),)), ValueError, "withheld: expected names among"),
+        (lambda: flow_map(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
+        (lambda: flow_map(now_probability=1.5), ValueError, r"now_probability: expected a probability in \[0, 1\]"),
+        (lambda: flow_map(final_probability=-1), ValueError, r"final_probability: expected a probability in \[0, 1\]"),
+        (
+            lambda: cut(small_runs(), (0.5,), feature_dropout=(("gradeint",),)),
+            ValueError,
+            "feature_dropout: expected names among",
+        ),
         (lambda: cut(small_runs(), ()), ValueError, "fractions: expected at least one"),
         (lambda: check_forecast((), ()), ValueError, "prefix: expected a Trajectory, got tuple"),
     ],
@@ -371,20 +390,41 @@ def test_nothing_is_swallowed(call, error, message):
 
 def test_lists_are_as_good_as_tuples():
     """(wrong before 0.2)"""
-    listed = gradient_flow_matching(**FIELD | {"widths": [8], "fractions": [0.3, 0.5], "withheld": [["mu"]]})
-    jax.tree.map(np.testing.assert_array_equal, listed.fit(jax.random.key(0), small_runs()), field()[1])
+    listed = flow_map(**FIELD | {"widths": [8], "fractions": [0.3, 0.5], "feature_dropout": [["mu"]]})
+    jax.tree.map(np.testing.assert_array_equal, short_fit(listed, small_runs()), field()[1])
 
 
 def test_parameters_of_another_field_are_refused():
     """(wrong before 0.2)"""
-    run = first(small_runs())
-    params, ends = field()[1], (prefix_of(run, 10), horizon_at(run, -1))
-    with pytest.raises(
-        ValueError, match=r"params: expected a field of widths \(16, 8\), got one that was fitted with \(8,\)"
-    ):
-        gradient_flow_matching(widths=(16, 8)).forecast(params, *ends)
-    with pytest.raises(ValueError, match="the field was fitted with another head"):
-        gradient_flow_matching(head="tensor", widths=(8,)).forecast(params, *ends)
+    params, ends = field()[1], (prefix_of(first(small_runs()), 10), horizon_at(first(small_runs()), -1))
+    for other in (flow_map(head="tensor"), gradient_flow_matching()):
+        with pytest.raises(
+            ValueError, match=r"params: expected those of FieldKind.*, got FieldKind\(head='coordinate', num_"
+        ):
+            other.forecast(params, *ends)
+        with pytest.raises(ValueError, match=r"start: expected FieldKind.* of widths .*, got FieldKind"):
+            short_fit(other, small_runs(), start=params)
+    with pytest.raises(ValueError, match=r"start: expected .* of widths \(16, 8\), got .* of widths \(8,\)"):
+        short_fit(flow_map(widths=(16, 8)), small_runs(), start=params)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_field_is_read_as_it_was_written_and_forecasts_what_was_recorded(name, tmp_path):
+    forecaster, params = field(name)
+    calibrated = calibrate(params, small_runs(), fractions=(0.3, 0.5))
+    again, same = gfm.load(gfm.save(tmp_path / "field.safetensors", forecaster, calibrated))
+    record_to_disk(tmp_path / "runs", 6, lambda rows: gfm.take(small_runs(), rows), chunk=3, recipe={})
+    opened = open_recording(tmp_path / "runs")
+    ends = [
+        f.forecast(p, prefix_of(runs, 10), horizon_at(runs, -1))
+        for f, p, runs in ((forecaster, calibrated, small_runs()), (again, same, opened))
+    ]
+    assert ends[1].upper is not None
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    jax.tree.map(np.testing.assert_array_equal, params, short_fit(again, opened))
+    alone = forecast(open_recording(tmp_path / "runs", runs=2, parts=("weights",)), 10, again, same)
+    assert alone.shape == ends[0].weights[2].shape
+    assert np.isfinite(alone).all()
 
 
 def test_saves_at_other_fractions_are_no_batch():
@@ -406,8 +446,8 @@ def test_strict_settings_of_jax(setting):
             jax.config.update(name, value)
         for name in ("lawa_half_log", "exponential", "rank1", "dmd"):
             assert np.isfinite(forecast(run, 6, getattr(baselines, name)())).all()
-        forecaster = gradient_flow_matching("velocity", **FIELD | {"num_steps": 2, "withheld": (), "fractions": (0.5,)})
-        params = forecaster.fit(jax.random.key(0), [small_runs()])
+        forecaster = gradient_flow_matching(**FIELD | {"feature_dropout": (), "fractions": (0.5,)})
+        params, _ = fit(jax.random.key(0), forecaster, [small_runs()], num_steps=2)
         assert np.isfinite(forecast(run, 6, forecaster, params)).all()
     finally:
         for name, value in before.items():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +13,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import batch_of, put, run_of, small_runs
 
+import gfm_jax as gfm
 from gfm_jax.base import Forecaster
+from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.forecasting import (
+    FieldKind,
     baselines,
     cut,
+    flow_map,
+    function_space,
     gradient_flow_matching,
     horizon_at,
     init_field,
     nowcast,
     observe,
     prefix_of,
+    self_distilled,
 )
 from gfm_jax.forecasting.nowcast import past_saves
-from gfm_jax.forecasting.objectives import draw_moves, lagrangian_residual
-from gfm_jax.forecasting.recipe import Recipe
+from gfm_jax.forecasting.objectives import Draws, draw_moves, lagrangian_residual
 
-SCHOOL = {"num_steps": 20, "batch_size": 64}
-FIELD = {"num_steps": 20, "batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5)}
+
+def mean_square(weights):
+    return jnp.mean(weights**2)
+
+
+FIELD = {"widths": (8,), "fractions": (0.3, 0.5), "losses": mean_square}
+LEARNED = {
+    "introspection": nowcast.introspection(batch_size=64),
+    "wnn": nowcast.wnn(batch_size=64),
+    "lstm": nowcast.lstm(batch_size=64),
+    "transformer": nowcast.transformer(batch_size=64),
+    "velocity": gradient_flow_matching(batch_size=64, **FIELD),
+    "flow_map": flow_map(batch_size=64, **FIELD),
+    "self_distilled": self_distilled(batch_size=64, **FIELD),
+    "flow_map_tensor": flow_map(head="tensor", batch_size=64, **FIELD),
+    "function_space": function_space(**FIELD),
+}
 FORECASTERS = {
     "persistence": baselines.persistence(),
     "lawa": baselines.lawa(),
@@ -41,23 +62,14 @@ FORECASTERS = {
     "rank1": baselines.rank1(),
     "dmd": baselines.dmd(),
     "lfd2": baselines.lfd2(every=1),
-    "introspection": nowcast.introspection(**SCHOOL),
-    "wnn": nowcast.wnn(**SCHOOL),
-    "lstm": nowcast.lstm(**SCHOOL),
-    "transformer": nowcast.transformer(**SCHOOL),
-    "velocity": gradient_flow_matching("velocity", **FIELD),
-    "flow_map": gradient_flow_matching("flow_map", **FIELD),
-    "self_distilled": gradient_flow_matching("self_distilled", **FIELD),
-    "flow_map_tensor": gradient_flow_matching("flow_map", head="tensor", **FIELD),
-    "function_space": gradient_flow_matching("function_space", function_steps=5, **FIELD),
 }
-TRIVIAL = [name for name, f in FORECASTERS.items() if f.fit is baselines.persistence().fit]
+FORECASTERS |= {name: with_defaults(forecaster, num_steps=20) for name, forecaster in LEARNED.items()}
 
 
 @functools.cache
 def fitted(name):
-    losses = [lambda weights: jnp.mean(weights**2)]
-    return FORECASTERS[name].fit(jax.random.key(0), [small_runs()], losses)
+    start = fitted("flow_map") if name == "function_space" else None
+    return fit(jax.random.key(0), FORECASTERS[name], [small_runs()], start=start)[0]
 
 
 @pytest.fixture
@@ -159,7 +171,7 @@ def test_lfd2_finds_the_map():
     weights = rng.normal(size=(8, 21, 30)).astype(np.float32)
     weights[:, -1] = weights[:, 10] + 0.4 * (weights[:, 10] - weights[:, 0]) - 0.2 * weights[:, 10]
     runs = batch_of(map(run_of, weights))
-    params = baselines.lfd2((0.5,), every=1).fit(jax.random.key(0), [runs])
+    params, _ = fit(jax.random.key(0), baselines.lfd2((0.5,), every=1), [runs])
     np.testing.assert_allclose(params[0], [0.4, -0.2], atol=0.02)
 
 
@@ -180,8 +192,8 @@ def test_jumps_are_learned_from_velocities():
     weights = rng.normal(size=(64, 1, 20)) + rng.normal(size=(64, 1, 20)) * np.log(time)
     runs = batch_of(map(run_of, weights.astype(np.float32)))
     seen, unseen = (jax.tree.map(lambda leaf, part=part: leaf[part], runs) for part in (slice(0, 48), slice(48, 64)))
-    forecaster = gradient_flow_matching("self_distilled", num_steps=400, batch_size=256, widths=(32,), withheld=())
-    params = forecaster.fit(jax.random.key(0), [seen])
+    forecaster = self_distilled(batch_size=256, widths=(32,), feature_dropout=())
+    params, _ = fit(jax.random.key(0), forecaster, [seen], num_steps=400)
     forecast = forecaster.forecast(params, prefix_of(unseen, 8), horizon_at(unseen, -1)).weights
     error = forecast - unseen.weights[:, -1]
     moved = unseen.weights[:, 8] - unseen.weights[:, -1]
@@ -191,30 +203,27 @@ def test_jumps_are_learned_from_velocities():
 @pytest.mark.parametrize(("pull", "push"), [(0.0, 0.7), (0.7, 0.0)])
 def test_lagrangian_residual_of_a_known_field(pull, push):
     """v_{s,t} = a leaves none; of v_{s,t}(x) = k x, X moves on with k x where the velocity is k X: -k^2 (t - s) x is left."""
-    recipe = gradient_flow_matching("self_distilled", **FIELD).fit.args[0]
-    windows = cut(small_runs(), (0.3,))
-    step = draw_moves(recipe, jax.random.key(0), [windows])[0]
-    field = init_field(jax.random.key(1), "coordinate", recipe.widths, step)
+    step = draw_moves(Draws(64, 0.75, 0.5), jax.random.key(0), [cut(small_runs(), (0.3,))])[0]
+    field = init_field(jax.random.key(1), FieldKind("coordinate"), (8,), step)
     bias = field.network["params"]["output"]["bias"]
     field.network["params"]["output"]["bias"] = bias.at[0].set(pull).at[-2].set(push)
     slope = jax.tree.map(jnp.ones_like, step.t)
     step = step._replace(x_s=jnp.full_like(step.x_s, 2.0))
-    residual = jax.jit(jax.vmap(functools.partial(lagrangian_residual, recipe, field)))(step, slope)
+    residual = jax.jit(jax.vmap(functools.partial(lagrangian_residual, field)))(step, slope)
     elapsed = step.now.time / step.s.time - step.now.time / step.t.time  # t - s in the flow's clock
     np.testing.assert_allclose(residual, -(pull**2) * elapsed * 2.0 * step.now.time / step.t.time, rtol=1e-4, atol=1e-6)
 
 
 def test_an_untrained_field_stands_still(run):
     """The last layer starts at zero: persistence."""
-    for objective in ("flow_map", "velocity", "self_distilled"):
-        params = fitted(objective)
-        output = jax.tree.map(np.zeros_like, params.field.network["params"]["output"])
-        network = {"params": params.field.network["params"] | {"output": output}}
-        still = params._replace(field=params.field._replace(network=network))
-        forecast = FORECASTERS[objective].forecast(still, prefix_of(run, 10), horizon_at(run, -1))
+    for name in ("flow_map", "velocity", "self_distilled"):
+        params = fitted(name)
+        output = jax.tree.map(np.zeros_like, params.network["params"]["output"])
+        still = params._replace(network={"params": params.network["params"] | {"output": output}})
+        forecast = FORECASTERS[name].forecast(still, prefix_of(run, 10), horizon_at(run, -1))
         np.testing.assert_allclose(forecast.weights, run.weights[10], atol=1e-6)
-    step = draw_moves(Recipe(widths=(8,)), jax.random.key(0), [cut(small_runs(), (0.3,))])[0]
-    started = init_field(jax.random.key(1), "coordinate", (8,), step).network["params"]["output"]
+    step = draw_moves(Draws(2048, 0.75, 0.5), jax.random.key(0), [cut(small_runs(), (0.3,))])[0]
+    started = init_field(jax.random.key(1), FieldKind("coordinate"), (8,), step).network["params"]["output"]
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(started))
 
 
@@ -233,13 +242,8 @@ def test_without_layout_only_a_fitted_size_is_accepted(run):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (
-            lambda: gradient_flow_matching("flowmap"),
-            "objective: expected one of velocity, flow_map, self_distilled, function_space",
-        ),
-        (lambda: gradient_flow_matching(head="neuron"), "head"),
-        (lambda: gradient_flow_matching(learning_rate=1.0), "learning_rate: expected fields of Recipe"),
-        (lambda: gradient_flow_matching("function_space").fit(jax.random.key(0), [small_runs()]), "losses"),
+        (lambda: flow_map(head="neuron"), "head: expected 'coordinate' or 'tensor', got 'neuron'"),
+        (lambda: fit(jax.random.key(0), function_space(), [small_runs()]), "losses: expected one for each batch"),
         (
             lambda: baselines.linear("hours").forecast((), prefix_of(first_run(), 10), horizon_at(first_run(), -1)),
             "clock",
@@ -253,6 +257,39 @@ def test_bad_choices(call, match):
 
 def first_run():
     return jax.tree.map(lambda leaf: leaf[0], small_runs())
+
+
+# --- equal choices are one program, and are written down --------------------------------------------------------------
+
+ANEW = {
+    "velocity": lambda: gradient_flow_matching(batch_size=64, **FIELD | {"widths": [8], "losses": [mean_square]}),
+    "flow_map": lambda: flow_map(batch_size=64, **FIELD | {"fractions": [0.3, 0.5]}),
+    "self_distilled": lambda: self_distilled(batch_size=64, **FIELD),
+    "function_space": lambda: function_space([mean_square], widths=[8], fractions=(0.3, 0.5)),
+    "wnn": lambda: nowcast.wnn(batch_size=64, fractions=list(nowcast.FRACTIONS)),
+}
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_a_second_fit_with_equal_choices_compiles_nothing(name):
+    first, again = fitted(name), ANEW[name]()
+    before = gfm.fitting._take_steps._cache_size()
+    start = fitted("flow_map") if name == "function_space" else None
+    second, _ = fit(jax.random.key(0), again, [small_runs()], num_steps=20, start=start)
+    assert gfm.fitting._take_steps._cache_size() == before
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("name", FORECASTERS)
+def test_saved_and_loaded_forecasters_forecast_the_same(name, run, tmp_path):
+    forecaster, params = FORECASTERS[name], fitted(name)
+    path = gfm.save(tmp_path / "forecaster.safetensors", forecaster, params)
+    own = "losses" in dict(forecaster.learner.config.choices)  # no file holds a function
+    again, same = gfm.load(path, forecaster if own else None)
+    forecasts = [
+        f.forecast(p, prefix_of(run, 10), horizon_at(run, -1)) for f, p in ((forecaster, params), (again, same))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *forecasts)
 
 
 # --- whatever a run looks like: finite, and the same eager, mapped and jitted ------------------------------------------
@@ -313,10 +350,9 @@ def test_features_are_finite_and_one(num_saves):
     def check(seed):
         prefix, _ = draw_runs(np.random.default_rng(seed), NUM_RUNS, num_saves, ALL)
         seen = together(prefix)
-        for name, part in seen._asdict().items():
-            assert np.isfinite(part).all(), f"{name}: not finite"
+        chex.assert_tree_all_finite(seen)
         one = jax.tree.map(lambda leaf: leaf[3], prefix._replace(layout=None))._replace(layout=LAYOUT)
-        for name, part in observe(one)._asdict().items():
-            np.testing.assert_allclose(getattr(seen, name)[3], part, rtol=2e-3, atol=2e-3, err_msg=name)
+        fourth = jax.tree.map(lambda leaf: leaf[3], seen)
+        chex.assert_trees_all_close(fourth, observe(one), rtol=2e-3, atol=2e-3)
 
     check()

@@ -9,8 +9,9 @@ import pytest
 from runs import put
 
 from gfm_jax.base import Trajectory
-from gfm_jax.forecasting import cut, forecast_windows, gradient_flow_matching
-from gfm_jax.forecasting.gradient_flow_matching import calibrate
+from gfm_jax.fitting import fit
+from gfm_jax.forecasting import calibrate, cut, flow_map, forecast_windows, gradient_flow_matching, self_distilled
+from gfm_jax.forecasting.gradient_flow_matching import calibrate_windows
 from gfm_jax.forecasting.intervals import UNIT, conformal
 from gfm_jax.pytrees import layout_of
 
@@ -27,48 +28,49 @@ def random_walks(key, num_runs, spread=1.0):
 
 @functools.cache
 def walker():
-    forecaster = gradient_flow_matching("flow_map", num_steps=600, batch_size=256, widths=(32,), withheld=())
+    forecaster = flow_map(batch_size=256, widths=(32,), feature_dropout=())
     keys = jax.random.split(jax.random.key(0), 3)
-    recipe = forecaster.fit.args[0]
-    params = forecaster.fit(keys[0], [random_walks(keys[1], 64)])
-    return recipe, params, cut(random_walks(keys[2], 64), (0.5,))
+    params, _ = fit(keys[0], forecaster, [random_walks(keys[1], 64)], num_steps=600)
+    return params, random_walks(keys[2], 64)
 
 
-def coverage(recipe, params, windows):
-    forecast, end = forecast_windows(recipe, params, windows), windows.weights[windows.run, -1]
+def coverage(params, windows):
+    forecast, end = forecast_windows(params, windows), windows.weights[windows.run, -1]
     return float(jnp.mean((forecast.lower <= end) & (end <= forecast.upper)))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_covers_a_known_gaussian(share):
-    recipe, params, windows = walker()
-    recipe = recipe._replace(coverage=share)
-    calibrated, (told,) = calibrate(recipe, params, [windows], [np.arange(64)])
-    np.testing.assert_allclose(told.upper, forecast_windows(recipe, calibrated, windows).upper, rtol=1e-5, atol=1e-5)
+    params, runs = walker()
+    windows = cut(runs, (0.5,))
+    calibrated, (told,) = calibrate_windows(params, [windows], [np.arange(64)], coverage=share)
+    np.testing.assert_allclose(told.upper, forecast_windows(calibrated, windows).upper, rtol=1e-5, atol=1e-5)
+    of_runs = calibrate(params, runs, fractions=(0.5,), coverage=share)
+    jax.tree.map(np.testing.assert_array_equal, of_runs, calibrated)
     fresh = cut(random_walks(jax.random.key(9), 128), (0.5,))
-    assert abs(coverage(recipe, calibrated, fresh) - share) < 0.03
+    assert abs(coverage(calibrated, fresh) - share) < 0.03
     # The steps are independent: the best forecast is the last save, and its error sqrt(10) times a step, known exactly.
-    forecast = forecast_windows(recipe, calibrated, fresh)
+    forecast = forecast_windows(calibrated, fresh)
     quantile = {0.5: 0.6745, 0.9: 1.6449}[share]
     half_width = float(jnp.mean(forecast.upper - forecast.weights))
     assert abs(half_width / (quantile * np.sqrt(10.0)) - 1) < 0.15
 
 
-@pytest.mark.parametrize("objective", ["flow_map", "velocity", "self_distilled"])
-def test_a_field_learns_how_far_off_it_will_be(objective):
+@pytest.mark.parametrize("method", [flow_map, gradient_flow_matching, self_distilled])
+def test_a_field_learns_how_far_off_it_will_be(method):
     """Of a random walk m steps ahead the expected error is sqrt(2 m / pi) steps: no forecast can do better."""
-    forecaster = gradient_flow_matching(objective, num_steps=600, batch_size=1024, widths=(32,), withheld=())
-    params = forecaster.fit(jax.random.key(0), [random_walks(jax.random.key(1), 64)])._replace(half_width=UNIT)
+    forecaster = method(batch_size=1024, widths=(32,), feature_dropout=())
+    params, _ = fit(jax.random.key(0), forecaster, [random_walks(jax.random.key(1), 64)], num_steps=600)
     for fraction, ahead in ((0.25, 15), (0.75, 5)):
         windows = cut(random_walks(jax.random.key(2), 64), (fraction,))
-        forecast = forecast_windows(forecaster.fit.args[0], params, windows)
+        forecast = forecast_windows(params._replace(half_width=UNIT), windows)
         expected = float(jnp.mean(forecast.upper - forecast.weights))
         # Untrained it would be the scale: 1.5 and 2.5, where 3.1 and 1.8 are right.
         assert expected == pytest.approx(np.sqrt(2 * ahead / np.pi), rel=0.25)
 
 
 def test_covers_the_worst_group():
-    recipe, params, _ = walker()
+    params, _ = walker()
     # The second half of every run is rougher than its first in one group only: its errors are larger than foretold.
     calm, rough = random_walks(jax.random.key(3), 40), random_walks(jax.random.key(4), 40)
     after = jnp.where(jnp.arange(SAVES)[:, None] > 10, 3.0, 1.0)
@@ -76,16 +78,16 @@ def test_covers_the_worst_group():
     rough = rough._replace(weights=jnp.where(after > 1, last + 3 * (rough.weights - last), rough.weights))
     windows = [cut(runs, (0.5,)) for runs in (calm, rough)]
     rows, labels = [np.arange(40)] * 2, [["calm"] * 40, ["rough"] * 40]
-    pooled, _ = calibrate(recipe, params, windows, rows)
-    grouped, _ = calibrate(recipe, params, windows, rows, labels)
-    assert coverage(recipe, pooled, windows[1]) < 0.87
-    assert abs(coverage(recipe, grouped, windows[1]) - 0.9) < 0.01
-    assert coverage(recipe, grouped, windows[0]) > 0.97
+    pooled, _ = calibrate_windows(params, windows, rows)
+    grouped, _ = calibrate_windows(params, windows, rows, labels)
+    assert coverage(pooled, windows[1]) < 0.87
+    assert abs(coverage(grouped, windows[1]) - 0.9) < 0.01
+    assert coverage(grouped, windows[0]) > 0.97
 
 
 def test_a_width_for_every_horizon():
     """What was foretold too well at one prefix does not widen the intervals of another; between them they are on a line."""
-    recipe, params, _ = walker()
+    params, _ = walker()
     runs = random_walks(jax.random.key(5), 64)
     near = runs._replace(
         weights=put(
@@ -93,17 +95,15 @@ def test_a_width_for_every_horizon():
         )
     )
     windows = [cut(runs, (0.5,)), cut(near, (0.8,))]
-    calibrated, _ = calibrate(recipe, params, windows, [np.arange(64)] * 2)
+    calibrated, _ = calibrate_windows(params, windows, [np.arange(64)] * 2)
     np.testing.assert_allclose(calibrated.half_width.ahead, [0.2, 0.7], atol=0.01)
     for part in windows:
-        assert abs(coverage(recipe, calibrated, part) - 0.9) < 0.02
+        assert abs(coverage(calibrated, part) - 0.9) < 0.02
     early = cut(random_walks(jax.random.key(6), 128), (0.5,))
-    assert abs(coverage(recipe, calibrated, early) - 0.9) < 0.03
+    assert abs(coverage(calibrated, early) - 0.9) < 0.03
     middle = cut(runs, (0.65,))
     unit = calibrated._replace(half_width=calibrated.half_width._replace(value=jnp.ones(2)))
-    widths = [
-        np.asarray(f.upper - f.weights) for f in (forecast_windows(recipe, p, middle) for p in (calibrated, unit))
-    ]
+    widths = [np.asarray(f.upper - f.weights) for f in (forecast_windows(p, middle) for p in (calibrated, unit))]
     expected = np.interp(np.log(20 / 13), *calibrated.half_width)
     np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)
 

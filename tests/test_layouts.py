@@ -255,9 +255,9 @@ def test_low_rank_codes_are_those_of_units_in_both_conventions():
     codes = []
     for tree in (flax, torch):
         layout = layout_of(tree)
-        encoder = low_rank(layout, jnp.zeros(layout.dim), 1)
-        code = encoder.encode((), ravel(tree))
-        back = unravel(tree, encoder.decode((), code))
+        codec = low_rank(layout, jnp.zeros(layout.dim), 1)
+        code = codec.encode((), ravel(tree))
+        back = unravel(tree, codec.decode((), code))
         kernels = (back["0"]["kernel"], flax["0"]["kernel"]) if tree is flax else (back["0.weight"], torch["0.weight"])
         np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-3)
         codes.append(np.asarray(code))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from gfm_jax.fitting import fit
 from gfm_jax.weights import baselines
 from gfm_jax.weights.meta_learning import adapt, adaptation, adapted, maml, reptile
 
@@ -37,8 +38,8 @@ def test_adapt_is_gradient_descent():
 @pytest.mark.parametrize("make", [maml, reptile])
 def test_the_initialisation_is_the_mean_of_the_minima(make, key):
     """Of bowls of one curvature, whatever the number of inner steps."""
-    model = make(init, loss, draw, inner_steps=2, num_steps=600, peak_rate=5e-2, batch_size=64)
-    params = model.fit(key, CENTRE)
+    model = make(init, loss, draw, inner_steps=2, batch_size=64)
+    params, _ = fit(key, model, CENTRE, num_steps=600, learning_rate=5e-2)
     found = model.generate(key, params, 3)
     np.testing.assert_allclose(found, jnp.broadcast_to(CENTRE, (3, 2)), atol=0.1)
 
@@ -51,23 +52,14 @@ def test_maml_looks_at_what_the_steps_do(key):
     draw = lambda key, data: (lambda i: ((data[0][i], data[1][i]),) * 2)(jax.random.randint(key, (), 0, 2))
     rate = 0.1
     for make, weight in ((maml, curvature * (1 - rate * curvature) ** 2), (reptile, 1 - (1 - rate * curvature))):
-        model = make(
-            lambda key: jnp.ones(1),
-            loss,
-            draw,
-            inner_rate=rate,
-            inner_steps=1,
-            num_steps=800,
-            peak_rate=1e-2,
-            batch_size=64,
-        )
-        found = model.fit(key, (curvature, minima))
+        model = make(lambda key: jnp.ones(1), loss, draw, inner_rate=rate, inner_steps=1, batch_size=64)
+        found, _ = fit(key, model, (curvature, minima), num_steps=800, learning_rate=1e-2)
         np.testing.assert_allclose(found, weight @ minima / weight.sum(), atol=0.03)
 
 
 def test_training_from_scratch_is_a_generator(key):
     scratch = adapted(baselines.random(init), loss, optax.sgd(0.2), 100)
-    params = scratch.fit(key, jnp.zeros((4, 2)))
+    params, _ = fit(key, scratch, jnp.zeros((4, 2)))
     minima = jnp.arange(6.0).reshape(3, 2)
     np.testing.assert_allclose(scratch.generate(key, params, 3, support=minima), minima, atol=1e-4)
 
@@ -84,7 +76,7 @@ def test_bad_choices(make):
 def test_numbers_and_support_sets(key):
     """(wrong before 0.2)"""
     scratch = adapted(baselines.random(init), loss, optax.sgd(0.2), 2)
-    params = scratch.fit(key, jnp.zeros((4, 2)))
+    params, _ = fit(key, scratch, jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="support: expected one set for each of 3 networks"):
         scratch.generate(key, params, 3, support=jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match="num: expected an integer of at least 1"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import jittered, small_runs
 
-from gfm_jax.forecasting import Move, horizon_at, init_field, move, observe, prefix_of
+from gfm_jax.forecasting import FieldKind, Move, horizon_at, init_field, move, observe, prefix_of
 from gfm_jax.forecasting.names import stacked
 
 WIDTHS = (16, 8)
@@ -32,14 +32,14 @@ def of_every_weight(step):
 
 def a_field(head, step):
     """Parameters that are not zero anywhere."""
-    field = init_field(jax.random.key(0), head, WIDTHS, of_every_weight(step))
+    field = init_field(jax.random.key(0), FieldKind(head), WIDTHS, of_every_weight(step))
     return field._replace(network=jittered(field.network, 0.1))
 
 
 @pytest.mark.parametrize("head", ["coordinate", "tensor"])
 def test_a_run_moves_as_its_weights_do(head, step):
     field = a_field(head, step)
-    whole, single = (move(head, WIDTHS, field, s) for s in (step, of_every_weight(step)))
+    whole, single = (move(field, s) for s in (step, of_every_weight(step)))
     assert np.abs(whole[0]).max() > 0.1
     np.testing.assert_allclose(whole[0], single[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(whole[1], single[1], rtol=1e-4, atol=1e-5)
@@ -52,7 +52,7 @@ def test_directions_that_are_left_out_are_as_zero(head, step):
     left_out = {name: array for name, array in directions.items() if name not in out}
     zero, other = ({name: f(directions[name]) for name in out} for f in (jnp.zeros_like, lambda array: array + 1))
     moves = [
-        move(head, WIDTHS, field, step._replace(features=step.features._replace(directions=d)))[0]
+        move(field, step._replace(features=step.features._replace(directions=d)))[0]
         for d in (left_out, directions | zero, directions | other)
     ]
     np.testing.assert_allclose(moves[0], moves[1], rtol=1e-5, atol=1e-6)
@@ -62,7 +62,7 @@ def test_directions_that_are_left_out_are_as_zero(head, step):
 def test_only_a_coordinate_head_tells_weights_of_a_tensor_apart(step):
     for head, apart in (("coordinate", True), ("tensor", False)):
         field = a_field(head, step)
-        _, log_error = move(head, WIDTHS, field, step)
+        _, log_error = move(field, step)
         spread = [np.ptp(log_error[np.asarray(step.features.segment) == k]) for k in range(4)]
         assert (max(spread) > 1e-3) == apart
 

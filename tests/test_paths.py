@@ -1,4 +1,4 @@
-"""Interpolants, couplings, times and companions."""
+"""Interpolants, couplings, times and reference points."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from scipy.stats import chisquare, kstest
 from gfm_jax.flows import (
     GaussianSource,
     distinct,
-    draw_companions,
     draw_gaussian,
+    draw_reference_points,
     dyadic,
     fit_gaussian,
     independent,
@@ -131,31 +131,31 @@ def test_distinct_integers_are_any_as_likely(key):
         distinct(key, 3, 4)
 
 
-def test_companions(key):
-    own, index = draw_companions(key, 50, 8, 20, "per_sample")
+def test_reference_points(key):
+    own, index = draw_reference_points(key, 50, 8, 20, "per_sample")
     assert index.shape == (8, 20)
     np.testing.assert_array_equal(index[:, 0], own)
     assert all(len(set(row.tolist())) == 20 for row in index)
-    own, index = draw_companions(key, 50, 8, 20, "shared")
+    own, index = draw_reference_points(key, 50, 8, 20, "shared")
     assert index.shape == (20,)
     np.testing.assert_array_equal(index[:8], own)
     assert len(set(index.tolist())) == 20
-    _, index = draw_companions(key, 4, 8, 20, "per_sample", replacement=True)
+    _, index = draw_reference_points(key, 4, 8, 20, "per_sample", replacement=True)
     assert index.shape == (8, 20)
-    _, all_of_them = draw_companions(key, 6, 3, 6, "per_sample")
+    _, all_of_them = draw_reference_points(key, 6, 3, 6, "per_sample")
     np.testing.assert_array_equal(np.sort(all_of_them, axis=1), np.tile(np.arange(6), (3, 1)))
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_companions_refuse(key):
-    with pytest.raises(ValueError, match=r"num_companions: expected at least 1, got 0"):
-        draw_companions(key, 10, 4, 0, "per_sample")
+def test_reference_points_refuse(key):
+    with pytest.raises(ValueError, match=r"num_reference_points: expected at least 1, got 0"):
+        draw_reference_points(key, 10, 4, 0, "per_sample")
     with pytest.raises(ValueError, match=r"at least 4, since the batch is part"):
-        draw_companions(key, 10, 4, 3, "shared")
+        draw_reference_points(key, 10, 4, 3, "shared")
     with pytest.raises(ValueError, match=r"at most 10 different points, got 11"):
-        draw_companions(key, 10, 4, 11)
-    with pytest.raises(ValueError, match="companions: expected 'per_sample' or 'shared', got 'mine'"):
-        draw_companions(key, 10, 4, 5, "mine")
+        draw_reference_points(key, 10, 4, 11)
+    with pytest.raises(ValueError, match="sharing: expected 'per_sample' or 'shared', got 'mine'"):
+        draw_reference_points(key, 10, 4, 5, "mine")
 
 
 def test_a_gaussian_source_has_the_covariance_of_its_factor(key):

@@ -9,10 +9,11 @@ import optax
 import pytest
 from runs import small_runs, small_task
 
+from gfm_jax.fitting import fit
 from gfm_jax.flows import GaussianSource, adjoint_matching_targets, closed_form_velocity, draw_gaussian
 from gfm_jax.flows.analytic import uniform_on_boxes
 from gfm_jax.flows.metrics import frechet, mmd, sliced_wasserstein
-from gfm_jax.forecasting import baselines, gradient_flow_matching, horizon_at, observe, prefix_of
+from gfm_jax.forecasting import baselines, calibrate, flow_map, horizon_at, observe, prefix_of
 from gfm_jax.optimizers.fields import matrix_sign
 from gfm_jax.runs import gradient_descent_end, linear_regression, record, save_steps
 from gfm_jax.weights import class_context, low_rank, pca
@@ -20,8 +21,10 @@ from gfm_jax.weights import class_context, low_rank, pca
 
 @functools.cache
 def fitted():
-    forecaster = gradient_flow_matching("flow_map", num_steps=100, batch_size=128, widths=(16,), fractions=(0.3, 0.5))
-    return forecaster, forecaster.fit(jax.random.key(0), [small_runs()], calibration=[small_runs()])
+    fractions = (0.3, 0.5)
+    forecaster = flow_map(batch_size=128, widths=(16,), fractions=fractions)
+    params, _ = fit(jax.random.key(0), forecaster, small_runs(), num_steps=100)
+    return forecaster, calibrate(params, small_runs(), fractions=fractions)
 
 
 def recorded(dtype):
@@ -74,8 +77,8 @@ def with_products():
     codes = pca(2)
     backbone = run.weights[0]
     adapters = low_rank(run.layout, backbone, 2)
-    adapted = adapters.fit(jax.random.key(2), run.weights)
-    fitted_codes = codes.fit(jax.random.key(2), points)
+    adapted, _ = fit(jax.random.key(2), adapters, run.weights)
+    fitted_codes, _ = fit(jax.random.key(2), codes, points)
     still = lambda t, x: -x
     calls = {
         "observe": lambda x: observe(moved(x)),

@@ -10,7 +10,7 @@ import pytest
 from gfm_jax.flows import (
     eulerian,
     gaussian,
-    guided,
+    guided_velocity,
     lagrangian,
     progressive,
     single_point,
@@ -132,9 +132,9 @@ def test_velocity_on_the_diagonal():
 
 def test_guidance():
     conditional, nothing = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.0])
-    np.testing.assert_allclose(guided(conditional, nothing, 1.0), conditional)
-    np.testing.assert_allclose(guided(conditional, nothing, 0.0), nothing)
-    np.testing.assert_allclose(guided(conditional, nothing, 3.0), [2.0, 6.0])
+    np.testing.assert_allclose(guided_velocity(conditional, nothing, 1.0), conditional)
+    np.testing.assert_allclose(guided_velocity(conditional, nothing, 0.0), nothing)
+    np.testing.assert_allclose(guided_velocity(conditional, nothing, 3.0), [2.0, 6.0])
 
 
 def test_a_learned_weight_settles_at_the_logarithm_of_the_error():

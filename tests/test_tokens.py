@@ -1,4 +1,4 @@
-"""Weights as tokens and as low-rank adapters: exact inverses, one encoder for several widths."""
+"""Weights as tokens and as low-rank adapters: exact inverses, one codec for several widths."""
 
 import functools
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gfm_jax.base import Network
+from gfm_jax.fitting import fit
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
 from gfm_jax.runs import classification, record_many
@@ -65,24 +66,26 @@ def two_widths():
     return inputs, *zip(*kinds, strict=True)
 
 
-def test_one_encoder_serves_two_widths(two_widths, key, tmp_path):
+def test_one_codec_serves_two_widths(two_widths, key, tmp_path):
     inputs, layouts, outputs, weights = two_widths
-    options = {"widths": (48, 48), "weights": 1.0, "noise": 0.0, "num_steps": 300, "batch_size": 32, "peak_rate": 5e-3}
-    encoders = token_autoencoder(layouts, 4, outputs, inputs, average=0.99, **options)
-    params = encoders[0].fit(key, weights, folder=tmp_path)
-    for encoder, own, apply in zip(encoders, weights, outputs, strict=True):
-        codes = jax.vmap(functools.partial(encoder.encode, params))(own)
-        found = jax.vmap(functools.partial(encoder.decode, params))(codes)
+    options = {"widths": (48, 48), "weights": 1.0, "noise": 0.0, "batch_size": 32}
+    codecs = token_autoencoder(layouts, 4, outputs, inputs, **options)
+    of_both = lambda codec: fit(
+        key, codec, weights, folder=tmp_path, num_steps=300, learning_rate=5e-3, ema_decay=0.99
+    )[0]
+    params = of_both(codecs[0])
+    for codec, own, apply in zip(codecs, weights, outputs, strict=True):
+        codes = jax.vmap(functools.partial(codec.encode, params))(own)
+        found = jax.vmap(functools.partial(codec.decode, params))(codes)
         assert codes.shape == (300, 4)
         left = jnp.mean((found - own) ** 2) / jnp.mean((own - own.mean(0)) ** 2)
         assert left < 0.25
         outputs_of = jax.vmap(lambda w, apply=apply: apply(w, inputs))
         truth = outputs_of(own)
         assert jnp.mean((outputs_of(found) - truth) ** 2) < 0.25 * jnp.mean((truth - truth.mean(0)) ** 2)
-    other = encoders[1].decode(params, encoders[0].encode(params, weights[0][0]))
+    other = codecs[1].decode(params, codecs[0].encode(params, weights[0][0]))
     assert other.shape == weights[1][0].shape  # a code knows no width
-    again = encoders[1].fit(key, weights, folder=tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    jax.tree.map(np.testing.assert_array_equal, of_both(codecs[1]), params)
 
 
 # --- low rank ---------------------------------------------------------------------------------------------------------
@@ -92,21 +95,21 @@ def test_one_encoder_serves_two_widths(two_widths, key, tmp_path):
 def test_adapters_come_back_exactly(name, x64, key):
     layout = LAYOUTS[name]
     backbone = jax.random.normal(key, (layout.dim,))
-    encoder = low_rank(layout, backbone, 1)
-    codes = jax.random.normal(jax.random.fold_in(key, 1), encoder.encode((), backbone).shape)
+    codec = low_rank(layout, backbone, 1)
+    codes = jax.random.normal(jax.random.fold_in(key, 1), codec.encode((), backbone).shape)
     assert len(codes) < layout.dim
-    weights = encoder.decode((), codes)
-    np.testing.assert_allclose(encoder.decode((), encoder.encode((), weights)), weights, atol=1e-9)
-    np.testing.assert_allclose(encoder.decode((), jnp.zeros_like(codes)), backbone)
-    twice = encoder.encode((), encoder.decode((), encoder.encode((), weights)))
-    np.testing.assert_allclose(twice, encoder.encode((), weights), atol=1e-7)  # signs are settled
+    weights = codec.decode((), codes)
+    np.testing.assert_allclose(codec.decode((), codec.encode((), weights)), weights, atol=1e-9)
+    np.testing.assert_allclose(codec.decode((), jnp.zeros_like(codes)), backbone)
+    twice = codec.encode((), codec.decode((), codec.encode((), weights)))
+    np.testing.assert_allclose(twice, codec.encode((), weights), atol=1e-7)  # signs are settled
 
 
 def test_the_rest_of_other_weights_is_what_singular_values_say(key):
     layout = LAYOUTS["MLP"]
     weights = jax.random.normal(key, (layout.dim,))
-    encoder = low_rank(layout, jnp.zeros(layout.dim), 2)
-    change = unravel_like(layout, encoder.decode((), encoder.encode((), weights)) - weights)
+    codec = low_rank(layout, jnp.zeros(layout.dim), 2)
+    change = unravel_like(layout, codec.decode((), codec.encode((), weights)) - weights)
     whole = unravel_like(layout, weights)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         kept = len(shape) < 2 or 2 * sum(shape) >= np.prod(shape)
@@ -117,11 +120,11 @@ def test_the_rest_of_other_weights_is_what_singular_values_say(key):
 def test_decompositions_are_made_one_after_another(key):
     """Two at once can stand still for ever on CPU. From outside it is seen by what spreads: nothing is known after a NaN."""
     layout = LAYOUTS["MLP"]
-    encoder = low_rank(layout, jnp.zeros(layout.dim), 1)
+    codec = low_rank(layout, jnp.zeros(layout.dim), 1)
     first = next(k for k, shape in enumerate(layout.shapes) if len(shape) == 2)
     weights = jax.random.normal(key, (layout.dim,)).at[sum(layout.sizes[:first])].set(jnp.nan)
     vectors = sum(size for shape, size in zip(layout.shapes, layout.sizes, strict=True) if len(shape) == 1)
-    assert int(jnp.isfinite(encoder.encode((), weights)).sum()) == vectors
+    assert int(jnp.isfinite(codec.encode((), weights)).sum()) == vectors
 
 
 def unravel_like(layout, vector):
@@ -133,9 +136,9 @@ def test_adapters_are_trained_as_any_network(key):
     """The factors are the weights that are recorded, and the backbone stays."""
     layout, apply = network_of(MLP((16, 16, 3)), jnp.zeros((1, 4)))
     backbone = 0.3 * jax.random.normal(key, (layout.dim,))
-    encoder = low_rank(layout, backbone, 1)
-    start = encoder.encode((), backbone + 0.1 * jax.random.normal(key, (layout.dim,)))
-    adapter = Network(lambda key: start, lambda z, x: apply(encoder.decode((), z), x))
+    codec = low_rank(layout, backbone, 1)
+    start = codec.encode((), backbone + 0.1 * jax.random.normal(key, (layout.dim,)))
+    adapter = Network(lambda key: start, lambda z, x: apply(codec.decode((), z), x))
     inputs = jax.random.normal(key, (128, 4))
     data = {"train": (inputs, inputs[:, :3].argmax(1))}
     task = classification(adapter, data, batch_size=32, num_classes=3)
@@ -158,14 +161,14 @@ def test_bad_input(two_widths, key):
         token_autoencoder(layouts, 4, outputs[:1], jnp.zeros((2, 4)))
     with pytest.raises(ValueError, match="inputs: expected beside outputs"):
         token_autoencoder(layouts, 4, outputs)
-    encoder = token_autoencoder(layouts, 4)[0]
+    codec = token_autoencoder(layouts, 4)[0]
     with pytest.raises(ValueError, match="weights: expected those of 2 kinds of networks, got 1"):
-        encoder.fit(key, weights[0])
+        fit(key, codec, weights[0])
     with pytest.raises(ValueError, match=f"weights: expected {layouts[0].dim} for each network"):
-        encoder.fit(key, weights[::-1])
+        fit(key, codec, weights[::-1])
     with pytest.raises(ValueError, match="rank: expected at least 1"):
         low_rank(layouts[0], jnp.zeros(layouts[0].dim), 0)
     with pytest.raises(ValueError, match="backbone: expected the"):
         low_rank(layouts[0], jnp.zeros(3), 1)
     with pytest.raises(ValueError, match="weights: expected the"):
-        low_rank(layouts[0], jnp.zeros(layouts[0].dim), 1).fit(key, weights[1])
+        fit(key, low_rank(layouts[0], jnp.zeros(layouts[0].dim), 1), weights[1])

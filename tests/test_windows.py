@@ -186,7 +186,7 @@ def test_windows_hold_what_they_say(key):
     assert windows.last.tolist() == [4] * 6 + [10] * 6
     expected = ((np.asarray(runs.weights[2]) - np.asarray(runs.weights[2, 10])) ** 2).sum(-1)
     np.testing.assert_allclose(windows.distance[8], expected, rtol=1e-4, atol=1e-6)
-    pairs = draw_pairs(key, windows, 4000, share_now=0.5, share_final=0.3)
+    pairs = draw_pairs(key, windows, 4000, now_probability=0.5, final_probability=0.3)
     run, last, coordinate = pairs.place
     save_s = np.round(np.asarray(pairs.s.step) / 3).astype(int)  # these runs are saved every three steps
     save_t = np.round(np.asarray(pairs.t.step) / 3).astype(int)
@@ -205,7 +205,7 @@ def test_windows_hold_what_they_say(key):
 
 def test_adjacent_pairs_are_segments(key):
     windows = cut(small_runs(), (0.5,))
-    pairs = draw_pairs(key, windows, 1000, share_now=0.5, share_final=0.3, adjacent=True)
+    pairs = draw_pairs(key, windows, 1000, now_probability=0.5, final_probability=0.3, adjacent=True)
     np.testing.assert_allclose(pairs.t.step - pairs.s.step, 3.0)
     assert float(pairs.s.step.min()) == 30.0
     assert float(pairs.t.step.max()) == 60.0
@@ -247,7 +247,7 @@ def test_thin_windows_are_a_sample(key):
     # Samples of all sizes estimate the same relative error; that of persistence is 1.
     errors = []
     for seed in range(20):
-        pairs = draw_pairs(key, thin(windows, dim // 3, seed), 2000, share_now=1.0, share_final=0.3)
+        pairs = draw_pairs(key, thin(windows, dim // 3, seed), 2000, now_probability=1.0, final_probability=0.3)
         errors.append(float(jnp.mean(pairs.weight * pairs.x_t**2)))
     assert abs(np.mean(errors) - 1) < 0.1
     chex.assert_trees_all_equal(thin(windows, 2 * dim), windows)
@@ -291,9 +291,9 @@ def test_a_horizon_at_a_save_that_is_not_known():
     np.testing.assert_allclose(found, [2, 0.2, 1], rtol=1e-6)
 
 
-def test_what_is_withheld_is_not_seen():
+def test_features_that_are_dropped_are_not_seen():
     runs = small_runs()
-    windows = cut(runs, (0.2, 0.5, 0.7), withheld=(("mu",), ("state", "gradient")))
+    windows = cut(runs, (0.2, 0.5, 0.7), feature_dropout=(("mu",), ("state", "gradient")))
     assert windows.run.tolist() == [0, 1, 2, 3, 4, 5] * 5
     assert windows.last.tolist() == [4] * 6 + [10] * 6 + [14] * 6 + [4] * 6 + [10] * 6
     told = named(windows.features.run, RUN)

@@ -21,7 +21,7 @@ def codecs(config, zoo) -> dict[str, Codec]:
     images, shuffle = zoo.images["train"].inputs, shuffled(config, zoo)
     steps, num = max(1, round(SHARE * config.encoder_steps)), config.num_codes
     short = functools.partial(with_defaults, num_steps=steps)
-    learned = lambda num, **choices: short(autoencoder(num, zoo.apply, images, augment=shuffle, **choices))
+    learned = lambda num, **options: short(autoencoder(num, zoo.apply, images, augment=shuffle, **options))
     unit = lambda encoder: chain(encoder, standardized(by_coordinate=True))
     [tokens] = token_autoencoder([zoo.layout], num, [zoo.apply], images, augment=[shuffle])
     return {

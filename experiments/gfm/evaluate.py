@@ -86,11 +86,14 @@ def trained(batch: Batch) -> np.ndarray:
 
 
 def observed(
-    cohort: Cohort, fractions: Sequence[float], withheld: Sequence[Sequence[str]] = (), loss: Callable | None = None
+    cohort: Cohort,
+    fractions: Sequence[float],
+    feature_dropout: Sequence[Sequence[str]] = (),
+    loss: Callable | None = None,
 ) -> Windows:
     """Every run of a cohort cut at every fraction, with all that was recorded of it and the curvature of a loss, and again
-    with parts withheld."""
-    windows = [cut(runs, fractions, withheld=withheld, loss=loss) for runs, _ in cohort.batches]
+    with parts feature_dropout."""
+    windows = [cut(runs, fractions, feature_dropout=feature_dropout, loss=loss) for runs, _ in cohort.batches]
     return merge(windows, [rows_of(part, kept) for part, (_, kept) in zip(windows, cohort.batches, strict=True)])
 
 

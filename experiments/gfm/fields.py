@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from experiments.gfm.evaluate import Cohort, gated, loss_on
 from experiments.gfm.exam import Exam, Ledger, enter, fit_keys, progress
+from experiments.run_folder import FITTED
 from gfm_jax import forecasting
 from gfm_jax.base import Forecaster
 from gfm_jax.fitting import fit
@@ -18,6 +19,7 @@ from gfm_jax.forecasting import Windows, forecast_windows
 from gfm_jax.forecasting.gate import line_search
 from gfm_jax.forecasting.gradient_flow_matching import calibrate_windows
 from gfm_jax.forecasting.intervals import UNIT
+from gfm_jax.saving import save
 
 __all__ = ["learn_flow_maps", "learn_velocities"]
 
@@ -31,10 +33,10 @@ def learn_velocities(exam: Exam) -> Ledger:
     config, ledger = exam.config, Ledger({}, {}, {})
     methods = {"velocity": forecasting.gradient_flow_matching, "self_distilled": forecasting.self_distilled}
     for name, method in methods.items():
-        forecaster = method(losses=exam.lessons.losses, batch_size=config.batch_rows)
+        make = functools.partial(method, batch_size=config.batch_rows)
         for seed, key in enumerate(fit_keys(config)):
             # They are learned in a third of the steps of a flow map.
-            _learn(exam, ledger, f"gfm_{name}", forecaster, seed, key, config.field_steps // 3)
+            _learn(exam, ledger, f"gfm_{name}", make, seed, key, config.field_steps // 3)
     return ledger
 
 
@@ -45,13 +47,12 @@ def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, PyTree]:
     `simple` holds the forecasts among which the gate may choose besides; it looks at images that were held out of training.
     """
     config, ledger = exam.config, Ledger({}, {}, {})
-    in_weight_space = forecasting.flow_map(losses=exam.lessons.losses, batch_size=config.batch_rows)
-    in_function_space = forecasting.function_space(exam.lessons.losses)
+    in_weight_space = functools.partial(forecasting.flow_map, batch_size=config.batch_rows)
     gates = [loss_on(group.task, "validation") for group in exam.groups]
     for seed, key in enumerate(fit_keys(config)):
         steps = config.field_steps, config.function_steps
         start, flow_map = _learn(exam, ledger, "gfm_flow_map", in_weight_space, seed, key, steps[0])
-        _learn(exam, ledger, "gfm_function_space", in_function_space, seed, key, steps[1], start)
+        _learn(exam, ledger, "gfm_function_space", forecasting.function_space, seed, key, steps[1], start)
         for prefix in config.prefixes:
             best = ledger.forecasts["gfm_function_space", prefix]
             others = [[simple.forecasts[row, prefix][i].weights for row in GATED_ROWS] for i in range(len(best))]
@@ -64,11 +65,15 @@ def learn_flow_maps(exam: Exam, simple: Ledger) -> tuple[Ledger, PyTree]:
     return ledger, flow_map
 
 
-def _learn(exam, ledger, row, forecaster: Forecaster, seed, key, num_steps, start=None):
-    """One fit: its parameters, and those with intervals; its forecasts go into the ledger."""
+def _learn(exam, ledger, row, make: Callable[..., Forecaster], seed, key, num_steps, start=None):
+    """One fit: its parameters, and those with intervals, which are kept; its forecasts go into the ledger."""
+    forecaster = make(losses=exam.lessons.losses)
     windows = exam.lessons.windows if start is None else exam.lessons.whole
     params, _ = fit(key, forecaster, windows, num_steps=num_steps, start=start, **progress(exam, row, seed))
     calibrated, forecasts = _calibrated(params, exam.groups, exam.asked)
+    if not jax.process_index():
+        (exam.folder.parent / FITTED).mkdir(exist_ok=True)
+        save(exam.folder.parent / FITTED / f"{row}-{seed}.safetensors", make(), calibrated)
     for prefix, of_groups in forecasts.items():
         enter(ledger, exam, row, prefix, of_groups)
     windows, as_compiled = exam.asked[exam.config.prefixes[-1]][-1], params._replace(half_width=UNIT)

@@ -65,7 +65,7 @@ def gfm_jax(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
     return {"seconds": _fastest(record), "net_steps": num_runs * num_steps}
 
 
-def matrix_products(num_runs: int, num_steps: int, chunk: int, **_) -> dict:
+def matrix_products(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
     """The five matrix products of one step of such a network, and nothing else: what XLA could reach at best."""
     import jax
     import numpy as np
@@ -99,7 +99,7 @@ def _torch_data():
     return torch, inputs, torch.randint(0, 10, (NUM_IMAGES,), generator=generator)
 
 
-def torch_func(num_runs: int, num_steps: int, save_every: int, **_) -> dict:
+def torch_func(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
     """torch.func: gradients mapped over stacked networks, one Adam over the stack."""
     torch, inputs, labels = _torch_data()
     a, b, c = SIZES
@@ -126,7 +126,7 @@ def torch_func(num_runs: int, num_steps: int, save_every: int, **_) -> dict:
     return {"seconds": _fastest(train, 2), "net_steps": num_runs * num_steps}
 
 
-def torch_loop(num_runs: int, num_steps: int, save_every: int, **_) -> dict:
+def torch_loop(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
     """A loop in Python: one network after the other, as training scripts are written."""
     torch, inputs, labels = _torch_data()
     a, b, c = SIZES

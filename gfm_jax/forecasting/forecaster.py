@@ -58,9 +58,9 @@ def forecaster_of(
     return Forecaster(learner, forecast)
 
 
-def unfitted(method: str, **choices: Any) -> Procedure:
+def unfitted(method: str, **arguments: Any) -> Procedure:
     """The learner of a forecaster in closed form, which has no parameters."""
-    return Procedure(lambda key, data, *, folder, progress: (), config_of(method, **choices))
+    return Procedure(lambda key, data, *, folder, progress: (), config_of(method, **arguments))
 
 
 def forecast(

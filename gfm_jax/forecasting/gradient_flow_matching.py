@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Defaults, Forecast, Forecaster, Horizon, Layout, Learner, Trajectory, config_of
 from gfm_jax.checks import check_count
@@ -60,12 +60,20 @@ Losses = Sequence[Callable[[Array], Array]] | Callable[[Array], Array]
 
 
 class Params(NamedTuple):
-    """The field, the half width of its intervals, the layouts that it was fitted to, and whether it saw curvature."""
+    """The parts of the field, the half width of its intervals, the layouts that it was fitted to, and whether it saw
+    curvature."""
 
-    field: FieldParams
+    network: PyTree
+    shift: Float[Array, " features"]
+    spread: Float[Array, " features"]
+    kind: FieldKind
     half_width: HalfWidth | None
     layouts: tuple[Layout, ...]
     has_curvature: Float[Array, ""]
+
+    @property
+    def field(self) -> FieldParams:
+        return FieldParams(self.network, self.shift, self.spread, self.kind)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -122,10 +130,10 @@ def flow_map(
     library's.
     """
     draws = Draws(batch_size, now_probability, final_probability)
-    choices = {
+    of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("flow_map", draw_moves, flow_map_loss, draws, None, **choices)
+    return _forecaster("flow_map", draw_moves, flow_map_loss, draws, None, **of_field)
 
 
 def gradient_flow_matching(
@@ -158,10 +166,10 @@ def gradient_flow_matching(
     """
     draws = Draws(batch_size, now_probability, final_probability, path_noise)
     num_solver_steps = check_count("num_solver_steps", num_solver_steps)
-    choices = {
+    of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("gradient_flow_matching", draw_path, velocity_loss, draws, num_solver_steps, **choices)
+    return _forecaster("gradient_flow_matching", draw_path, velocity_loss, draws, num_solver_steps, **of_field)
 
 
 def self_distilled(
@@ -190,10 +198,10 @@ def self_distilled(
     Lagrangian self-distillation, arXiv 2505.18825, of training runs.
     """
     draws = Draws(batch_size, now_probability, final_probability, path_noise)
-    choices = {
+    of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("self_distilled", draw_path_and_moves, self_distilled_loss, draws, None, **choices)
+    return _forecaster("self_distilled", draw_path_and_moves, self_distilled_loss, draws, None, **of_field)
 
 
 def function_space(
@@ -290,11 +298,11 @@ def _forecaster(
     def about(field, windows):
         layouts = tuple(dict.fromkeys(part.layout for part in windows))
         has_curvature = jnp.stack([named(part.features.run, RUN)["has_curvature"].max() for part in windows]).max()
-        return Params(field, None, layouts, has_curvature)
+        return Params(*field, None, layouts, has_curvature)
 
     def resume(start, windows):
-        if (start.field.kind, widths_of(start.field)) != (kind, widths):
-            got = f"{start.field.kind} of widths {widths_of(start.field)}"
+        if (start.kind, widths_of(start.field)) != (kind, widths):
+            got = f"{start.kind} of widths {widths_of(start.field)}"
             raise ValueError(f"start: expected {kind} of widths {widths}, got {got}")
         return about(start.field, windows)
 
@@ -302,7 +310,6 @@ def _forecaster(
         f"forecasting.{method}",
         head=head,
         widths=widths,
-        losses=losses,
         fractions=fractions,
         feature_dropout=feature_dropout,
         now_probability=draws.now_probability,
@@ -338,8 +345,8 @@ _init = quick_jit(_init, static_argnums=(0, 1, 2))
 
 
 def _forecast(kind: FieldKind, params: Params, prefix: Trajectory, horizon: Horizon) -> Forecast:
-    if params.field.kind != kind:
-        raise ValueError(f"params: expected those of {kind}, got {params.field.kind}")
+    if params.kind != kind:
+        raise ValueError(f"params: expected those of {kind}, got {params.kind}")
     if prefix.curvature is not None:  # what was fitted without must not see one
         prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
     features = stacked(observe(prefix))

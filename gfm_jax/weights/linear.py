@@ -135,13 +135,13 @@ def chain(*codecs: Codec) -> Codec:
 
 
 def check_size(weights: Array, like: Array) -> None:
-    """Raises ValueError for the weights of another architecture than those that an encoder was fitted to."""
+    """Raises ValueError for the weights of another architecture than those that a codec was fitted to."""
     if weights.shape != like.shape:
         raise ValueError(f"weights: expected {like.shape[0]} for a network, as in the fit, got shape {weights.shape}")
 
 
 def check_codes(codes: Array, like: Array) -> None:
-    """Raises ValueError for codes that are not as many as an encoder was fitted to."""
+    """Raises ValueError for codes that are not as many as a codec was fitted to."""
     if codes.shape != like.shape:
         raise ValueError(f"codes: expected {like.shape[0]} of a network, as in the fit, got shape {codes.shape}")
 
