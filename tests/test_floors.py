@@ -32,6 +32,7 @@ FLOORS = {
     "solve": 2,
     "fitting": 2,
     "datasets": 2,
+    "saving": 2,
     "optimizers": 3,
     "flows": 4,
     "runs": 4,

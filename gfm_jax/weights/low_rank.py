@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Codec, Layout, Procedure, config_of
+from gfm_jax.base import Codec, Layout, Procedure
 from gfm_jax.pytrees import output_axes
 from gfm_jax.weights.linear import check_size, check_weights, wide
 
@@ -75,8 +75,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Codec
     def decode(params, z):
         return backbone + jnp.concatenate([_product(a, z) for a in adapters])
 
-    config = config_of("weights.low_rank", layout=layout, backbone=backbone, rank=rank)
-    return Codec(Procedure(fit, config), encode, decode)
+    return Codec(Procedure(fit), encode, decode)
 
 
 def _adapters(layout, rank):
