@@ -15,7 +15,7 @@ from experiments.flown.codecs import codecs, judge_codec, round_trip
 from experiments.flown.compute import flops, steps_of_equal_compute
 from experiments.flown.config import PRESETS, check
 from experiments.flown.contexts import Lessons
-from experiments.flown.copying import copying
+from experiments.flown.copying import SOLVER_STEPS, copying
 from experiments.flown.domains import DOMAINS, letters
 from experiments.flown.families import FAMILIES
 from experiments.flown.figures import decision_boundaries, sinusoids
@@ -25,6 +25,7 @@ from experiments.flown.meta import at_best_rate
 from experiments.flown.stages import generate_networks
 from experiments.flown.zoo import record_zoo
 from gfm_jax.base import Generator
+from gfm_jax.fitting import fit
 from gfm_jax.runs import by_class
 from gfm_jax.weights import identity, meta_learning, nearest
 from gfm_jax.weights.flow_to_learn import FlowToLearnParams, Origin
@@ -87,7 +88,7 @@ def test_codecs_side_by_side(key, tmp_path):
     exam = make_exam(zoo, lambda w: w)
     found = judge_codec(key, config, zoo, exam, lessons, encoder, tmp_path, name)
     assert found["codes"] == config.num_codes
-    params = encoder.fit(key, zoo.train.weights)
+    params, _ = fit(key, encoder, zoo.train.weights)
     assert 0.2 < found["round trip"] < float(round_trip(identity(), (), zoo).mean())
     assert round_trip(encoder, params, zoo).mean() == pytest.approx(found["round trip"], abs=0.05)
     assert 0.2 < found["gaussian"] < 0.9
@@ -135,15 +136,12 @@ def test_meta_learning_takes_the_inner_rate_that_is_best_on_validation_tasks(key
     loss = lambda w, minimum: jnp.sum((w - minimum) ** 2) / 2
     draw = lambda key, centre: (centre + jax.random.normal(key, (2,)),) * 2
     init = lambda key: jax.random.normal(key, (2,))
-    rates, options = (0.1, 1.0, 1e30), {"inner_steps": 2, "num_steps": 5}
-    data = jnp.zeros(2), jnp.ones(2)
-    found = at_best_rate(meta_learning.maml, rates, init, loss, draw, **options).fit(
-        key, data, folder=tmp_path, progress=None
-    )
-    own = jax.random.split(key, 4)[2]
-    np.testing.assert_array_equal(
-        found, meta_learning.maml(init, loss, draw, inner_rate=1.0, **options).fit(own, data[0])
-    )
+    rates, data = (0.1, 1.0, 1e30), (jnp.zeros(2), jnp.ones(2))
+    best_of = at_best_rate(meta_learning.maml, rates, 5, init, loss, draw, inner_steps=2)
+    found, _ = fit(key, best_of, data, folder=tmp_path)
+    maml = meta_learning.maml(init, loss, draw, inner_rate=1.0, inner_steps=2)
+    expected, _ = fit(jax.random.split(key, 4)[2], maml, data[0], num_steps=5)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_letters_and_other_domains():
@@ -165,7 +163,7 @@ def test_the_copying_recipe_copies(key):
     """Points that are far apart, and a source of next to no width: samples are the points."""
     points = 3 * jax.random.normal(key, (12, 30))
     model = copying(12, 1000)
-    samples = model.generate(key, model.fit(key, points), 50)
+    samples = model.generate(key, fit(key, model, points)[0], 50, num_steps=SOLVER_STEPS)
 
     def ratio(found):
         distance, _ = nearest(found, points, 2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import run_experiment
 
+import gfm_jax
 from experiments.gfm.checks import check
 from experiments.gfm.config import PRESETS
 from experiments.gfm.evaluate import loss_on
@@ -57,6 +58,10 @@ def test_smoke(tmp_path):
     assert "python -m experiments.gfm --preset smoke" in report
     arrays = np.load(tmp_path / "run" / "arrays.npz")
     assert set(arrays["rows"]) >= {"persistence", "gfm_flow_map"}
+    for row in ("velocity", "self_distilled", "flow_map", "function_space"):
+        forecaster, params = gfm_jax.load(tmp_path / "run" / "fitted" / f"gfm_{row}-0.safetensors")
+        assert forecaster.learner.config.method.startswith("forecasting.")
+        assert np.isfinite(params.half_width.value).all()
 
 
 def test_regressions_end_where_the_closed_form_says(tmp_path):
