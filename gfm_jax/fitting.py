@@ -108,12 +108,12 @@ def fit(
     [3.0, -1.0]
     """
     learner = getattr(method, "learner", method)
-    told = {
+    choices = {
         "num_steps": num_steps, "learning_rate": learning_rate, "optimizer": optimizer, "ema_decay": ema_decay, "start": start,
     }  # fmt: skip
     key_init, key_fit, key_data = jax.random.split(key, 3)
     if isinstance(learner, Procedure):
-        if given := [name for name, value in told.items() if value is not None]:
+        if given := [name for name, value in choices.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: expected None for a method that is not fitted by one descent")
         return learner.fit(key, data, folder=folder, progress=progress), None
     if not isinstance(learner, Learner):
@@ -192,15 +192,15 @@ def with_defaults(
       ValueError: for a method without defaults.
 
     >>> import gfm_jax as gfm
-    >>> short = gfm.fitting.with_defaults(gfm.autoencoder(8), num_steps=100)
+    >>> short = gfm.with_defaults(gfm.autoencoder(8), num_steps=100)
     >>> short.learner.defaults.num_steps
     100
     """
     learner = getattr(method, "learner", method)
     if not isinstance(learner, Learner) or learner.defaults is None:
         raise ValueError(f"method: expected one with defaults of an optimizer, got {type(method).__name__}")
-    told = {"num_steps": num_steps, "learning_rate": learning_rate, "optimizer": optimizer, "ema_decay": ema_decay}
-    defaults = learner.defaults._replace(**{name: value for name, value in told.items() if value is not None})
+    choices = {"num_steps": num_steps, "learning_rate": learning_rate, "optimizer": optimizer, "ema_decay": ema_decay}
+    defaults = learner.defaults._replace(**{name: value for name, value in choices.items() if value is not None})
     learner = learner._replace(defaults=defaults)
     return learner if isinstance(method, Learner) else method._replace(learner=learner)
 

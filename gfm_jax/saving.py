@@ -196,6 +196,8 @@ def _rebuild(config, path) -> Any:
         raise ValueError(f"path: {path} holds a method of another version, {config['method']}")
     arguments = {name: _value(choice, name, path) for name, choice in config["choices"].items()}
     kinds = inspect.signature(make).parameters
+    if unknown := arguments.keys() - kinds.keys():
+        raise ValueError(f"path: {path} holds choices of another version of {name}: {', '.join(sorted(unknown))}")
     several = [name for name in arguments if kinds[name].kind is inspect.Parameter.VAR_POSITIONAL]
     positional = [part for name in several for part in arguments.pop(name)]
     return make(*positional, **arguments)
@@ -223,7 +225,8 @@ def _value(told, name, path) -> Any:
 def _record(told, inside) -> Any:
     """A NamedTuple, a dataclass or a flax module from its fields; nothing else is called."""
     kind = _look_up(told["record"])
-    if not (isinstance(kind, type) and (hasattr(kind, "_fields") or hasattr(kind, "__dataclass_fields__"))):
+    known = getattr(kind, "_fields", getattr(kind, "__dataclass_fields__", ()))
+    if not isinstance(kind, type) or not known or not told["fields"].keys() <= set(known):
         raise ValueError(f"path: expected a record of this version, got {told['record']}")
     return kind(**{key: inside(part) for key, part in told["fields"].items()})
 
@@ -253,6 +256,8 @@ def _take_apart(node: Any, at: str, tensors: dict) -> Any:
     if node is None:
         return None
     if isinstance(node, dict):
+        if others := [key for key in node if not isinstance(key, str) or "/" in key]:
+            raise ValueError(f"params: expected names without / as keys, got {others[0]!r} at {at}")
         return {"dict": inside(node)}
     if isinstance(node, list | tuple) and not hasattr(node, "_fields"):
         return {
@@ -275,6 +280,8 @@ def _put_together(told: Any, tensors: dict) -> Any:
     if told is None:
         return None
     if "array" in told:
+        if told["array"] not in tensors:
+            raise ValueError(f"path: expected the array {told['array']}, which the file does not hold")
         return tensors[told["array"]]
     if "static" in told:
         return _value(told["static"], "params", "the file")

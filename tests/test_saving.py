@@ -133,6 +133,9 @@ def test_refusals(tmp_path):
         gfm.load(tmp_path / "none")
     with pytest.raises(ValueError, match="method: expected one of gfm_jax with a config, got dict"):
         gfm.save(tmp_path / "a", {}, {})
+    for key in (0, "b/c"):  # an array of that name would come back under another, or in the place of another
+        with pytest.raises(ValueError, match=r"params: expected names without / as keys, got .* at params/a"):
+            gfm.save(tmp_path / "a", gfm.pca(2), {"a": {key: jnp.ones(2)}})
     with pytest.raises(ValueError, match="params: expected arrays, got str at params/a"):
         gfm.save(tmp_path / "a", gfm.pca(2), {"a": "text"})
     assert not (tmp_path / "a").exists()
@@ -152,6 +155,12 @@ def test_refusals(tmp_path):
         ({"format": "2"}, "expected format 1, got 2"),
         ({"method": json.dumps({"method": "os.system", "choices": {}})}, "a method of another version, os.system"),
         ({"method": json.dumps({"method": "saving.load", "choices": {}})}, "a method of another version"),
+        ({"method": json.dumps({"method": "weights.pca", "choices": {"rank": 2}})}, "another version of pca: rank"),
+        ({"structure": json.dumps({"array": "params/a"})}, "expected the array params/a"),
+        (
+            {"structure": json.dumps({"record": "gfm_jax.base:Layout", "fields": {"sides": None}})},
+            "expected a record of this version, got gfm_jax.base:Layout",
+        ),
         (
             {"structure": json.dumps({"record": "numpy:load", "fields": {}})},
             "expected names of gfm_jax, flax, jax, got numpy:load",

@@ -127,9 +127,8 @@ def flow_map(
         s, t = (jnp.concatenate([now, off]) for off in residual.times(key_times, batch_size - num_diagonal))
         x_0, x_1, cond = draw_ends(key_ends, data, batch_size)
         path = jax.vmap(functools.partial(interpolate, interpolant))(s.astype(x_1.dtype), x_0, x_1)
-        splits = jax.random.uniform(key_gamma, s.shape)
-        if residual.gamma is not None:
-            splits = jnp.full_like(s, residual.gamma)
+        gamma = residual.gamma
+        splits = jax.random.uniform(key_gamma, s.shape) if gamma is None else jnp.full_like(s, gamma)
         if max_guidance is not None:
             cond = _draw_strengths(max_guidance, key_cond, cond, num_diagonal)
         return Batch(path.t, t.astype(x_1.dtype), path.x_t, path.dx_t, cond, splits.astype(x_1.dtype))

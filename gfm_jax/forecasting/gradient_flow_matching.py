@@ -129,11 +129,12 @@ def flow_map(
     A learned field of training is the idea of Shou, Ding, Gao (2025), arXiv 2505.20221; flow maps, features and heads are this
     library's.
     """
-    draws = Draws(batch_size, now_probability, final_probability)
+    own = {"batch_size": batch_size, "now_probability": now_probability, "final_probability": final_probability}
+    draws = Draws(**own)
     of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("flow_map", draw_moves, flow_map_loss, draws, None, **of_field)
+    return _forecaster("flow_map", draw_moves, flow_map_loss, draws, own, **of_field)
 
 
 def gradient_flow_matching(
@@ -169,7 +170,8 @@ def gradient_flow_matching(
     of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("gradient_flow_matching", draw_path, velocity_loss, draws, num_solver_steps, **of_field)
+    own = draws._asdict() | {"num_solver_steps": num_solver_steps}
+    return _forecaster("gradient_flow_matching", draw_path, velocity_loss, draws, own, **of_field)
 
 
 def self_distilled(
@@ -201,7 +203,7 @@ def self_distilled(
     of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    return _forecaster("self_distilled", draw_path_and_moves, self_distilled_loss, draws, None, **of_field)
+    return _forecaster("self_distilled", draw_path_and_moves, self_distilled_loss, draws, draws._asdict(), **of_field)
 
 
 def function_space(
@@ -240,30 +242,12 @@ def function_space(
         parts = zip(keys, windows, strict=True)
         return [draw_runs(key, part, num, draws.final_probability) for key, part in parts]
 
-    forecaster = _forecaster(
-        "function_space",
-        sample,
-        functools.partial(loss_of_forecasts, losses, weight),
-        draws,
-        None,
-        head=head,
-        widths=widths,
-        losses=losses,
-        fractions=fractions,
-        feature_dropout=feature_dropout,
-    )
-    config = config_of(
-        "forecasting.function_space",
-        losses=losses,
-        head=head,
-        widths=tuple(widths),
-        fractions=tuple(fractions),
-        feature_dropout=tuple(map(tuple, feature_dropout)),
-        final_probability=final_probability,
-        num_runs=num_runs,
-        weight=weight,
-    )
-    return forecaster._replace(learner=forecaster.learner._replace(config=config, defaults=IN_FUNCTION_SPACE))
+    own = {"losses": losses, "final_probability": final_probability, "num_runs": num_runs, "weight": weight}
+    of_field = {
+        "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
+    }  # fmt: skip
+    loss = functools.partial(loss_of_forecasts, losses, weight)
+    return _forecaster("function_space", sample, loss, draws, own, defaults=IN_FUNCTION_SPACE, **of_field)
 
 
 def _in_order(losses):
@@ -272,13 +256,16 @@ def _in_order(losses):
 
 
 def _forecaster(
-    method, draw, loss_of_field, draws: Draws, num_solver_steps, *, head, widths, losses, fractions, feature_dropout
+    method, draw, loss_of_field, draws, own, *, head, widths, losses, fractions, feature_dropout, defaults=DEFAULTS
 ):
-    """The forecaster of a field that is learned by `loss_of_field(field, batch)` of `draw(draws, key, windows)`."""
+    """The forecaster of a field that is learned by `loss_of_field(field, batch)` of `draw(draws, key, windows)`.
+
+    `own` are the method's choices beside those that all have.
+    """
     if head not in ("coordinate", "tensor"):
         raise ValueError(f"head: expected 'coordinate' or 'tensor', got {head!r}")
     widths, fractions, feature_dropout = tuple(widths), tuple(fractions), tuple(map(tuple, feature_dropout))
-    losses, kind = _in_order(losses), FieldKind(head, num_solver_steps)
+    losses, kind = _in_order(losses), FieldKind(head, own.get("num_solver_steps"))
     if not widths:
         raise ValueError("widths: expected those of at least one hidden layer, got none")
     for width in widths:
@@ -291,7 +278,7 @@ def _forecaster(
         raise ValueError(f"path_noise: expected at least 0, got {draws.path_noise}")
 
     def prepare(key, runs):
-        if method == "function_space" and not losses:
+        if "losses" in own and not losses:
             raise ValueError(f"losses: expected one for each batch of runs, for a fit in function space, got {losses}")
         return cut_all(runs, fractions, feature_dropout, losses)
 
@@ -306,24 +293,13 @@ def _forecaster(
             raise ValueError(f"start: expected {kind} of widths {widths}, got {got}")
         return about(start.field, windows)
 
-    config = config_of(
-        f"forecasting.{method}",
-        head=head,
-        widths=widths,
-        fractions=fractions,
-        feature_dropout=feature_dropout,
-        now_probability=draws.now_probability,
-        final_probability=draws.final_probability,
-        batch_size=draws.batch_size,
-        **({} if draw is draw_moves else {"path_noise": draws.path_noise}),
-        **({} if num_solver_steps is None else {"num_solver_steps": num_solver_steps}),
-    )
+    of_all = {"head": head, "widths": widths, "fractions": fractions, "feature_dropout": feature_dropout}
     learner = Learner(
         init=lambda key, windows: about(_init(kind, widths, draws, key, windows), windows),
         sample=functools.partial(draw, draws),
         loss=lambda params, key, batch: (loss_of_field(params.field, batch), {}),
-        config=config,
-        defaults=DEFAULTS,
+        config=config_of(f"forecasting.{method}", **of_all, **own),
+        defaults=defaults,
         prepare=prepare,
         resume=resume,
         frozen=("shift", "spread", "has_curvature"),

@@ -70,10 +70,7 @@ DEFAULTS = Defaults(num_steps=1000, learning_rate=2e-3, optimizer=nowcaster_opti
 
 
 def introspection(
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    num_points: int = 16,
-    batch_size: int = 2048,
+    *, fractions: Sequence[float] = FRACTIONS, num_points: int = 16, batch_size: int = 2048
 ) -> Forecaster:
     """Introspection: one hidden layer on four points of a weight's history.
 
@@ -85,50 +82,26 @@ def introspection(
     return _nowcaster("introspection", Introspection(), fractions, num_points, batch_size)
 
 
-def wnn(
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    num_points: int = 16,
-    batch_size: int = 2048,
-) -> Forecaster:
+def wnn(*, fractions: Sequence[float] = FRACTIONS, num_points: int = 16, batch_size: int = 2048) -> Forecaster:
     """The Weight Nowcaster Network's two streams, on the last five points, fitted to the runs given.
 
-    Args:
-      fractions: fractions of a run that are observed in training, each in (0, 1).
-      num_points: points of the history, at least 1.
-      batch_size: weights in a batch.
+    Args: as `introspection`.
     """
     return _nowcaster("wnn", TwoStreams(), fractions, num_points, batch_size)
 
 
-def lstm(
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    num_points: int = 8,
-    batch_size: int = 2048,
-) -> Forecaster:
+def lstm(*, fractions: Sequence[float] = FRACTIONS, num_points: int = 8, batch_size: int = 2048) -> Forecaster:
     """An LSTM over a weight's history, at half as many points as the others see: each costs it more.
 
-    Args:
-      fractions: fractions of a run that are observed in training, each in (0, 1).
-      num_points: points of the history, at least 1.
-      batch_size: weights in a batch.
+    Args: as `introspection`.
     """
     return _nowcaster("lstm", OfSequence(LSTM(width=16)), fractions, num_points, batch_size)
 
 
-def transformer(
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    num_points: int = 8,
-    batch_size: int = 2048,
-) -> Forecaster:
+def transformer(*, fractions: Sequence[float] = FRACTIONS, num_points: int = 8, batch_size: int = 2048) -> Forecaster:
     """A Transformer over a weight's history, at half as many points as the others see: each costs it more.
 
-    Args:
-      fractions: fractions of a run that are observed in training, each in (0, 1).
-      num_points: points of the history, at least 1.
-      batch_size: weights in a batch.
+    Args: as `introspection`.
     """
     return _nowcaster("transformer", OfSequence(Transformer(width=16)), fractions, num_points, batch_size)
 
