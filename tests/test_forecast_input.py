@@ -331,7 +331,7 @@ def test_calibration_leaves_out_what_diverged_too():
     runs = small_runs()
     bad = runs._replace(weights=put(runs.weights, (2, -1), jnp.nan))
     with pytest.warns(UserWarning, match=r"runs\[0\]: 1 of 6"):
-        params = calibrate(field()[1], bad, fractions=(0.3, 0.5))
+        params = calibrate(field()[1], bad, fractions=(0.3, 0.5), coverage=0.8)
     assert np.isfinite(params.half_width.value).all()
     with pytest.raises(ValueError, match="windows of finite numbers, got others of the runs 2"):
         short_fit(field()[0], [cut(bad, (0.3,))])
@@ -411,7 +411,7 @@ def test_parameters_of_another_field_are_refused():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_field_is_read_as_it_was_written_and_forecasts_what_was_recorded(name, tmp_path):
     forecaster, params = field(name)
-    calibrated = calibrate(params, small_runs(), fractions=(0.3, 0.5))
+    calibrated = calibrate(params, small_runs(), fractions=(0.3, 0.5), coverage=0.8)
     again, same = gfm.load(gfm.save(tmp_path / "field.safetensors", forecaster, calibrated))
     record_to_disk(tmp_path / "runs", 6, lambda rows: gfm.take(small_runs(), rows), chunk=3, recipe={})
     opened = open_recording(tmp_path / "runs")

@@ -39,19 +39,19 @@ def coverage(params, windows):
     return float(jnp.mean((forecast.lower <= end) & (end <= forecast.upper)))
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_covers_a_known_gaussian(share):
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+def test_covers_a_known_gaussian(fraction):
     params, runs = walker()
     windows = cut(runs, (0.5,))
-    calibrated, (told,) = calibrate_windows(params, [windows], [np.arange(64)], coverage=share)
-    np.testing.assert_allclose(told.upper, forecast_windows(calibrated, windows).upper, rtol=1e-5, atol=1e-5)
-    of_runs = calibrate(params, runs, fractions=(0.5,), coverage=share)
+    calibrated, (forecast,) = calibrate_windows(params, [windows], [np.arange(64)], coverage=fraction)
+    np.testing.assert_allclose(forecast.upper, forecast_windows(calibrated, windows).upper, rtol=1e-5, atol=1e-5)
+    of_runs = calibrate(params, runs, fractions=(0.5,), coverage=fraction)
     jax.tree.map(np.testing.assert_array_equal, of_runs, calibrated)
     fresh = cut(random_walks(jax.random.key(9), 128), (0.5,))
-    assert abs(coverage(calibrated, fresh) - share) < 0.03
+    assert abs(coverage(calibrated, fresh) - fraction) < 0.03
     # The steps are independent: the best forecast is the last save, and its error sqrt(10) times a step, known exactly.
     forecast = forecast_windows(calibrated, fresh)
-    quantile = {0.5: 0.6745, 0.9: 1.6449}[share]
+    quantile = {0.5: 0.6745, 0.9: 1.6449}[fraction]
     half_width = float(jnp.mean(forecast.upper - forecast.weights))
     assert abs(half_width / (quantile * np.sqrt(10.0)) - 1) < 0.15
 
@@ -96,9 +96,9 @@ def test_a_width_for_every_horizon():
     )
     windows = [cut(runs, (0.5,)), cut(near, (0.8,))]
     calibrated, _ = calibrate_windows(params, windows, [np.arange(64)] * 2)
-    np.testing.assert_allclose(calibrated.half_width.ahead, [0.2, 0.7], atol=0.01)
+    np.testing.assert_allclose(calibrated.half_width.ahead, [np.log(20 / 16), np.log(20 / 10)], rtol=1e-5)
     for part in windows:
-        assert abs(coverage(calibrated, part) - 0.9) < 0.02
+        assert abs(coverage(calibrated, part) - 0.9 * 65 / 64) < 0.002
     early = cut(random_walks(jax.random.key(6), 128), (0.5,))
     assert abs(coverage(calibrated, early) - 0.9) < 0.03
     middle = cut(runs, (0.65,))
@@ -108,9 +108,52 @@ def test_a_width_for_every_horizon():
     np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=1e-3)
 
 
+def errors_of_runs(rng, num_runs, num_weights=50):
+    """Of every run all errors are of one size, which differs from run to run by far."""
+    return rng.lognormal(0.0, 1.0, (num_runs, 1)) * np.abs(rng.standard_normal((num_runs, num_weights)))
+
+
+@pytest.mark.parametrize("num_runs", [9, 14])
+def test_covers_new_runs_at_the_probability_asked_for(num_runs):
+    """Over calibrations and new runs, between coverage and coverage + 1/(K + 1); the quantile of all weights covers less."""
+    rng = np.random.default_rng(0)
+    covered, pooled = [], []
+    for _ in range(1500):
+        errors, fresh = errors_of_runs(rng, num_runs), errors_of_runs(rng, 20)
+        covered.append(np.mean(fresh <= np.asarray(conformal(list(errors), [0.7] * num_runs, range(num_runs)).value)))
+        pooled.append(np.mean(fresh <= np.quantile(errors, 0.9)))
+    error = np.std(covered) / np.sqrt(len(covered))
+    assert 0.9 - 3 * error < np.mean(covered) < 0.9 + 1 / (num_runs + 1) + 3 * error
+    assert np.mean(pooled) < 0.89
+
+
+def test_every_run_counts_once():
+    """However many weights it has, and at however many moments it was cut."""
+    small, large = [np.linspace(0, 1, 10)] * 10, [np.full(1000, 9.0)]
+    value = float(conformal(small + large, [0.7] * 11, range(11), coverage=0.8).value[0])
+    assert value == 1.0  # .8 * 12/11 = .873 of the mass, of which the ten runs have .909
+    once = conformal(small + large, [0.7] * 11, range(11), coverage=0.5)
+    twice = conformal([*small, *large, *large], [0.7] * 12, [*range(11), 10], coverage=0.5)
+    np.testing.assert_array_equal(once.value, twice.value)
+
+
+def test_horizons_with_few_runs_go_together():
+    errors = np.abs(np.random.default_rng(0).standard_normal((12, 40)))
+    apart = conformal(list(errors), [0.2] * 6 + [0.3] * 4 + [0.9] * 2, range(12))
+    np.testing.assert_allclose(apart.ahead, [(0.2 * 6 + 0.3 * 4 + 0.9 * 2) / 12], rtol=1e-6)
+    np.testing.assert_array_equal(apart.value, conformal(list(errors), [0.5] * 12, range(12)).value)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_bad_calibrations():
-    with pytest.raises(ValueError, match="coverage: expected a share"):
-        conformal([np.ones(3)], [0.7], coverage=90)
-    with pytest.raises(ValueError, match="at least one forecast"):
-        conformal([], [])
+    errors = np.ones((5, 3))
+    with pytest.raises(ValueError, match="coverage: expected a fraction"):
+        conformal(list(errors), [0.7] * 5, range(5), coverage=90)
+    with pytest.raises(
+        ValueError, match=r"at least 9 to cover 0.9 of a new one, or a coverage of at most 0.833, got 5"
+    ):
+        conformal(list(errors), [0.7] * 5, range(5))
+    with pytest.raises(ValueError, match=r"at least 9 .*, got 0"):
+        conformal([], [], [])
+    with pytest.raises(ValueError, match="of the forecasts 4"):
+        conformal([*errors[:4], np.array([np.nan])], [0.7] * 5, range(5), coverage=0.5)

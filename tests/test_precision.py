@@ -24,7 +24,7 @@ def fitted():
     fractions = (0.3, 0.5)
     forecaster = flow_map(batch_size=128, widths=(16,), fractions=fractions)
     params, _ = fit(jax.random.key(0), forecaster, small_runs(), num_steps=100)
-    return forecaster, calibrate(params, small_runs(), fractions=fractions)
+    return forecaster, calibrate(params, small_runs(), fractions=fractions, coverage=0.8)
 
 
 def recorded(dtype):

@@ -374,16 +374,16 @@ def calibrate(
 
     Args:
       params: as `fit` returns them.
-      runs: held out from the fit: a batch of runs, or several of one layout each.
+      runs: held out from the fit: a batch of runs, or several of one layout each; at least 9 for a coverage of .9.
       losses: for each batch, `weights [dim] -> scalar`, where the field was fitted with losses.
       fractions: fractions of a run that are observed, each in (0, 1).
-      coverage: fraction of the weights to be covered, in (0, 1).
+      coverage: the probability with which a weight of a new run, such as these, is covered, in (0, 1).
 
     Returns:
       The parameters, whose forecasts have `lower` and `upper`.
 
     Raises:
-      ValueError: for runs of which none is sound, or a coverage outside (0, 1).
+      ValueError: for runs of which none is sound, fewer runs than the coverage needs, or a coverage outside (0, 1).
     """
     windows = cut_all(runs, fractions, losses=losses)
     return calibrate_windows(params, windows, [np.arange(len(part.run)) for part in windows], coverage=coverage)[0]
@@ -402,21 +402,22 @@ def calibrate_windows(
       params: the field.
       windows: of runs that it was not fitted to.
       held_out: for each of them, indices of the windows to calibrate on.
-      groups: for each of them, a label of each of these windows; the intervals then cover the given share of the weights in
-        the worst group, not only in the mean. By default all are one group.
-      coverage: fraction of the weights to be covered, in (0, 1).
+      groups: for each of them, a label of each of these windows; the intervals are then widened until they cover the given
+        fraction of the weights of these windows in the worst group, not only in the mean.
+      coverage: as in `calibrate`.
 
     Returns:
       The field with its intervals, and its forecasts of the ends of all windows.
     """
     forecasts = [forecast_windows(params._replace(half_width=UNIT), part) for part in windows]
     aheads = [jnp.log(part.moment(part.run, -1).step / part.moment(part.run, part.last).step) for part in windows]
-    ratios, horizons = [], []
-    for part, forecast, ahead, rows in zip(windows, forecasts, aheads, held_out, strict=True):
+    ratios, horizons, runs = [], [], []
+    for i, (part, forecast, ahead, rows) in enumerate(zip(windows, forecasts, aheads, held_out, strict=True)):
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
         ratios += list((error / np.asarray(forecast.upper - forecast.weights))[rows])
         horizons += np.asarray(ahead)[rows].tolist()
+        runs += [(i, run) for run in np.asarray(part.run)[rows].tolist()]
     labels = None if groups is None else [label for part in groups for label in part]
-    half_width = conformal(ratios, horizons, labels, coverage)
+    half_width = conformal(ratios, horizons, runs, labels, coverage)
     widened = [widen(half_width, ahead, forecast) for ahead, forecast in zip(aheads, forecasts, strict=True)]
     return params._replace(half_width=half_width), widened
