@@ -2,7 +2,7 @@
 
     import gfm_jax as gfm
 
-The names used most are here, verbs first: `gfm.record_many`, `gfm.split`, `gfm.fit`, `gfm.forecast`, `gfm.sample`, `gfm.save`,
+The names used most are here, verbs first: `gfm.record`, `gfm.split`, `gfm.fit`, `gfm.forecast`, `gfm.sample`, `gfm.save`,
 `gfm.load`, and the others that `dir(gfm)` lists. The rest is in a room for each question:
 
     gfm.runs          training runs as data: tasks, the recorder, recordings on disk

@@ -38,15 +38,16 @@ def as_float(name: str, values) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def as_points(name: str, points, *, least: int = 1) -> jax.Array:
-    """Points [num, dim] in float32 or better.
+def as_points(name: str, points, *, least: int = 1, any_event: bool = False) -> jax.Array:
+    """Points [num, dim], or [num, *event] where any event is allowed, in float32 or better.
 
     Raises:
       ValueError: for another shape, or fewer than `least` points.
     """
     points = as_float(name, points)
-    if points.ndim != 2 or not points.shape[1]:
-        raise ValueError(f"{name}: expected points [num, dim], got shape {points.shape}")
+    if points.ndim < 2 or 0 in points.shape[1:] or (points.ndim > 2 and not any_event):
+        wanted = "[num, dim] or [num, *event]" if any_event else "[num, dim]"
+        raise ValueError(f"{name}: expected points {wanted}, got shape {points.shape}")
     if len(points) < least:
         raise ValueError(f"{name}: expected at least {least} {'point' if least == 1 else 'points'}, got {len(points)}")
     return points

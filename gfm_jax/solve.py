@@ -26,6 +26,7 @@ def solve_flow(
     solver: Any = None,
     adjoint: Any = None,
     stepsize_controller: Any = None,
+    saveat: Any = None,
 ) -> tuple[PyTree, dict[str, Array]]:
     r"""Integrates a velocity over even steps, by diffrax.
 
@@ -47,14 +48,18 @@ def solve_flow(
         reverse; `diffrax.ForwardMode()` for `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for either and for second
         derivatives.
       stepsize_controller: such as `diffrax.PIDController(rtol=1e-5, atol=1e-5)`; steps of one length by default.
+      saveat: what to keep of the way, such as `diffrax.SaveAt(ts=jnp.linspace(0, 1, 9))`; x(t_1) alone by default. It needs
+        times that are known.
 
     Returns:
-      x(t_1), and `{"finite": ...}`: a solve that diverged is a value, not an exception. A solve that stopped before t_1
-      gives NaN: its controller asked for too many steps, or its solver found no root.
+      x(t_1), or what `saveat` asks for, led by its times; and `{"finite": ...}`: a solve that diverged is a value, not an
+      exception. A solve that stopped before t_1 gives NaN: its controller asked for too many steps, or its solver found no
+      root.
 
     Raises:
-      ValueError: for a number of steps that is no integer above 0, a time that is not finite, a velocity of another shape than
-        x_0, or, as the velocity raises it, for a known time at which the solver has to look and the velocity is not defined.
+      ValueError: for a number of steps that is no integer above 0, a time that is not finite, traced times with `saveat`, a
+        velocity of another shape than x_0, or, as the velocity raises it, for a known time at which the solver has to look and
+        the velocity is not defined.
     """
     import diffrax  # on first use: it takes half a second
 
@@ -66,6 +71,10 @@ def solve_flow(
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
     _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
+    if saveat is not None and is_traced(t_0, t_1, jax.tree.leaves(saveat)):
+        raise ValueError(
+            "saveat: expected times that are known, t_0 and t_1 among them, got traced ones; make it outside of the trace"
+        )
     if not is_traced(t_0, t_1):
         field_of, start, end = velocity, t_0, t_1
     else:  # diffrax compares times by a callback to the host where it does not know them
@@ -87,14 +96,16 @@ def solve_flow(
         y0=x_0,
         args=closed_over,
         stepsize_controller=diffrax.ConstantStepSize() if stepsize_controller is None else stepsize_controller,
+        saveat=diffrax.SaveAt(t1=True) if saveat is None else saveat,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         max_steps=num_steps + 1 if stepsize_controller is None else MOST_STEPS,  # rounding may leave a sliver of a step
         throw=False,
     )
     arrived = solution.result == diffrax.RESULTS.successful  # false after too many steps, or where no root was found
-    x_1 = jax.tree.map(lambda saved: jnp.where(arrived, saved[-1], jnp.nan), solution.ys)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x_1)]).all()
-    return x_1, {"finite": finite}
+    found = solution.ys if saveat is not None else jax.tree.map(lambda saved: saved[-1], solution.ys)
+    found = jax.tree.map(lambda x: jnp.where(arrived, x, jnp.nan), found)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)]).all()
+    return found, {"finite": finite}
 
 
 def _check_ends(**times):
@@ -167,8 +178,8 @@ def solve_flow_map(
     check_times(t_0=t_0, t_1=t_1)
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     times = jnp.linspace(t_0, t_1, num_steps + 1, dtype=jnp.result_type(*jax.tree.leaves(x_0)))
-    jump = lambda x, st: (flow_map(st[0], st[1], x), None)
-    return jax.lax.scan(jump, x_0, (times[:-1], times[1:]))[0]
+    step = lambda x, st: (flow_map(st[0], st[1], x), None)
+    return jax.lax.scan(step, x_0, (times[:-1], times[1:]))[0]
 
 
 def solve_hybrid(

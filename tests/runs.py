@@ -10,7 +10,7 @@ import optax
 from gfm_jax.base import Network, Trajectory
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import layout_of
-from gfm_jax.runs import classification, record_many, save_steps
+from gfm_jax.runs import classification, record, save_steps
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def small_task(widths=(4, 3), num=48):
 def small_runs(optimizer=optax.adam, widths=(4, 3), num_runs=6, num_steps=60, num_saves=20):
     keys = jax.random.split(jax.random.key(1), num_runs)
     rates = np.geomspace(0.003, 0.03, num_runs)[:, None] * np.ones(num_steps)
-    return jax.device_get(record_many(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves)))
+    return jax.device_get(record(keys, small_task(widths), optimizer, rates, save_steps(num_steps, num_saves)))
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def falling_runs(widths=(4, 3), num_runs=4, num_steps=60, num_saves=20):
     keys = jax.random.split(jax.random.key(2), num_runs)
     rates = np.geomspace(0.03, 0.3, num_runs)[:, None] * np.linspace(1, 0, num_steps)
     momentum = functools.partial(optax.sgd, momentum=0.9)
-    return jax.device_get(record_many(keys, small_task(widths), momentum, rates, save_steps(num_steps, num_saves)))
+    return jax.device_get(record(keys, small_task(widths), momentum, rates, save_steps(num_steps, num_saves)))
 
 
 def run_of(weights, *, step=None, rate=0.1, **parts):

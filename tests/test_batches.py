@@ -82,7 +82,7 @@ def test_what_is_not_ahead_is_refused():
         gfm.forecast(baselines.linear(), (), run, until=1)
     with pytest.raises(ValueError, match="step: expected a number of updates from 0 on, got nan"):
         gfm.forecast(baselines.linear(), (), run, until=float("nan"))
-    with pytest.raises(ValueError, match="fraction: expected a share"):
+    with pytest.raises(ValueError, match="fraction: expected a fraction"):
         gfm.forecast(baselines.linear(), (), run, observed=1.5)
     with pytest.raises(ValueError, match=r"run\.step: expected known steps"):
         jax.jit(lambda run: gfm.forecast(baselines.linear(), (), run, observed=0.5))(run)

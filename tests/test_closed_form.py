@@ -318,7 +318,7 @@ def test_bad_input():
         closed_form_velocity(DATA, source="uniform")(t, x)
     with pytest.raises(ValueError, match=r"t: expected a flow time in \[0, 1\), got 1.0"):
         closed_form_velocity(DATA)(1.0, x)
-    with pytest.raises(ValueError, match=r"data: expected points \[num, dim\], got shape \(40,\)"):
+    with pytest.raises(ValueError, match=r"data: expected points .*, got shape \(40,\)"):
         closed_form_velocity(DATA[:, 0])
     with pytest.raises(ValueError, match="data: expected real numbers, got complex64"):
         posterior(DATA + 1j, t, x)

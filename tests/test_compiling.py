@@ -10,7 +10,7 @@ from runs import small_task
 
 from gfm_jax.compiling import inside_a_trace, quick_jit
 from gfm_jax.networks import MLP, init_network
-from gfm_jax.runs import record_many
+from gfm_jax.runs import record
 
 square = quick_jit(lambda x, power: x**power, static_argnums=1)
 
@@ -70,5 +70,5 @@ def test_recordings_inside_jit():
     """(wrong before 0.2)"""
     keys, rates = jax.random.split(jax.random.key(0), 2), np.linspace(0.1, 0, 6, dtype=np.float32)
     task = small_task()
-    call = lambda keys, rates: record_many(keys, task, optax.adam, rates, (0, 3, 6))
+    call = lambda keys, rates: record(keys, task, optax.adam, rates, (0, 3, 6))
     chex.assert_trees_all_close(jax.jit(call)(keys, rates), call(keys, rates), rtol=2e-5, atol=2e-6)

@@ -130,7 +130,7 @@ def test_a_fit_and_recordings_hold_convolutions_in_order_alone():
 
     data = {"train": (np.asarray(x), np.arange(6) % 3)}
     task = gfm.classification(gfm.Network(init, net.apply), data, num_classes=3, batch_size=4)
-    record = lambda keys: gfm.record_many(keys, task, optax.sgd, np.full(4, 0.1), (0, 4), keep=("weights",))
+    record = lambda keys: gfm.record(keys, task, optax.sgd, np.full(4, 0.1), (0, 4), keep=("weights",))
     keys = jax.random.split(jax.random.key(2), 3)
     runs = record(keys)
     one = jax.jit(lambda key: gfm.record(key, task, optax.sgd, np.full(4, 0.1), (0, 4), keep=("weights",)))

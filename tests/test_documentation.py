@@ -6,6 +6,8 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -41,9 +43,15 @@ def test_examples_of_docstrings(module):
 def test_blocks_of_the_readme(number):
     """As they stand, but for a few steps of fitting and fewer points."""
     block = re.sub(r"num_steps=\d+", "num_steps=4", BLOCKS[number])
-    block = block.replace("ones(400)", "ones(40)").replace("save_steps(400, 40)", "save_steps(40, 20)")
+    block = block.replace("ones(400)", "ones(40)").replace("num_saves=40", "num_saves=20")
     block = block.replace("100_000", "1_000").replace("10_000", "20").replace("TimeMLP((128,) * 4", "TimeMLP((8,)")
     exec(compile(block, f"README.md, block {number}", "exec"), {})
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    path = ROOT.parent / ".github" / "docs" / "api.py"
+    found = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True).stdout
+    assert found == path.with_suffix(".md").read_text(), "python .github/docs/api.py > .github/docs/api.md"
 
 
 def test_the_readme_has_blocks():

@@ -9,7 +9,7 @@ import pytest
 from gfm_jax.base import Network
 from gfm_jax.networks import MLP
 from gfm_jax.pytrees import unravel
-from gfm_jax.runs import by_class, class_subsets, draw_support, few_shot, labels_among, record_many
+from gfm_jax.runs import by_class, class_subsets, draw_support, few_shot, labels_among, record
 
 NUM_CLASSES, WAYS = 6, 3
 
@@ -71,7 +71,7 @@ def test_runs_learn_their_own_classes(data, key):
     network = network_of(data[0])
     task = few_shot(network, {"train": data, "test": data}, 16, num_classes=NUM_CLASSES)
     classes = jnp.array([[0, 1, 2], [2, 1, 0], [5, 3, 4]])
-    runs = record_many(
+    runs = record(
         jax.random.split(key, 3), task, optax.adam, jnp.full(400, 2e-2), (0, 400), keep=("weights",),
         variety={"classes": classes},
     )  # fmt: skip
@@ -124,7 +124,7 @@ def test_bytes_reach_the_network_as_numbers(data, key):
 def test_runs_without_classes_are_refused(data, key):
     """(wrong before 0.2)"""
     task = few_shot(network_of(data[0]), {"train": data}, 8, num_classes=NUM_CLASSES)
-    call = lambda variety: record_many(key[None], task, optax.sgd, np.full(2, 0.1), (0, 2), variety=variety)
+    call = lambda variety: record(key[None], task, optax.sgd, np.full(2, 0.1), (0, 2), variety=variety)
     with pytest.raises(ValueError, match="variety: expected `classes`"):
         call(None)
     with pytest.raises(

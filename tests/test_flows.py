@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from gfm_jax.base import Interpolant
-from gfm_jax.flows import flow_matching_loss, interpolate, jump, linear, velocity_of
+from gfm_jax.flows import flow_map_step, flow_matching_loss, interpolate, linear, velocity_of
 from gfm_jax.forecasting import function_space_loss, laplace_nll, relative_huber, relative_l1, relative_squared_error
 from gfm_jax.runs import quadratic, record
 from gfm_jax.solve import solve_flow
@@ -106,9 +106,9 @@ def test_flow_map_of_a_gaussian_has_its_velocity_and_is_a_semigroup():
     np.testing.assert_allclose(exact(0.4, 0.9, exact(0.1, 0.4, x)), exact(0.1, 0.9, x), rtol=1e-5)
     mean_velocity = (exact(0.1, 0.9, x) - x) / 0.8
     np.testing.assert_allclose(
-        jump(jnp.float32(0.1), jnp.float32(0.9), x, mean_velocity), exact(0.1, 0.9, x), rtol=1e-5
+        flow_map_step(jnp.float32(0.1), jnp.float32(0.9), x, mean_velocity), exact(0.1, 0.9, x), rtol=1e-5
     )
-    np.testing.assert_array_equal(jump(t, t, x, mean_velocity), x)
+    np.testing.assert_array_equal(flow_map_step(t, t, x, mean_velocity), x)
 
 
 def test_losses_in_numbers():
@@ -150,6 +150,19 @@ def test_an_implicit_solver_with_its_controller():
     end, info = solve_flow(lambda t, x: -20 * x, jnp.ones(1), solver=diffrax.Kvaerno3(), stepsize_controller=controller)
     assert bool(info["finite"])
     np.testing.assert_allclose(end, np.exp(-20), atol=1e-5)
+
+
+def test_a_solve_keeps_the_way_that_it_is_asked_for():
+    """x' = x from 1 is e^t, at any times and in either direction."""
+    times = np.array([0.25, 0.5, 1.0])
+    solve = lambda x, **options: solve_flow(lambda t, x: x, x, num_steps=100, **options)[0]
+    saveat = diffrax.SaveAt(t0=True, ts=times)
+    kept = jax.jit(lambda x: solve(x, saveat=saveat))(jnp.ones(2))
+    np.testing.assert_allclose(kept, np.exp([[0.0], *times[:, None]]) * np.ones(2), rtol=1e-4)
+    back = solve(jnp.ones(2), t_0=1.0, t_1=0.0, saveat=diffrax.SaveAt(ts=times[::-1]))
+    np.testing.assert_allclose(back[:, 0], np.exp(times[::-1] - 1), rtol=1e-4)
+    with pytest.raises(ValueError, match="saveat: expected times that are known"):
+        jax.jit(lambda t: solve(jnp.ones(2), t_1=t, saveat=diffrax.SaveAt(ts=times)))(1.0)
 
 
 def test_a_solve_that_does_not_arrive_is_no_number():

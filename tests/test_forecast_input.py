@@ -29,7 +29,7 @@ from gfm_jax.forecasting import (
     prefix_of,
     self_distilled,
 )
-from gfm_jax.runs import linear_regression, open_recording, record_many, record_to_disk, save_steps
+from gfm_jax.runs import linear_regression, open_recording, record, record_to_disk, save_steps
 
 FIELD = {"batch_size": 64, "widths": (8,), "fractions": (0.3, 0.5), "feature_dropout": (("mu",),)}
 METHODS = {"flow_map": flow_map, "velocity": gradient_flow_matching, "self_distilled": self_distilled}
@@ -58,7 +58,7 @@ def forecast(run, last, forecaster=None, params=()):
 def regressions(rates, saves=save_steps(64, 16), num_runs=8, optimizer=optax.sgd):  # eight: one program for all fits
     rates = np.broadcast_to(rates, (num_runs, len(rates))) if np.ndim(rates) == 1 else rates
     task = linear_regression(jax.random.key(0), dim=4, num_examples=16)
-    return record_many(jax.random.split(jax.random.key(1), num_runs), task, optimizer, rates, saves)
+    return record(jax.random.split(jax.random.key(1), num_runs), task, optimizer, rates, saves)
 
 
 # --- values that training reaches ---------------------------------------------------------------------------------------

@@ -30,5 +30,5 @@ def test_what_there_is_no_choice_among():
         choose(jnp.sum, jnp.zeros((0, 2)))
     with pytest.raises(ValueError, match=r"loss: expected a scalar of weights \[dim\], got shape \(2,\)"):
         choose(lambda w: w, jnp.ones((3, 2)))
-    with pytest.raises(ValueError, match="shares: expected at least one"):
+    with pytest.raises(ValueError, match="fractions: expected at least one"):
         line_search(jnp.zeros(2), jnp.ones(2), ())

@@ -19,10 +19,10 @@ from gfm_jax.flows import (
     empirical_flow_matching,
     esd,
     flow_map,
+    flow_map_step,
     flow_matching,
     gaussian,
     guide,
-    jump,
     lagrangian,
     lsd,
     mean_flow,
@@ -269,7 +269,7 @@ def test_a_guided_map():
         of_network = lambda s, t: NET.apply(params.network["field"], jnp.stack([s, t]), x, jnp.append(cond, a / 4))  # noqa: B023
         np.testing.assert_allclose(found.velocity(params, t, x, cond), of_network(t, t), rtol=1e-6)
         np.testing.assert_allclose(
-            found.flow_map(params, t, 0.9, x, cond), jump(t, 0.9, x, of_network(t, 0.9)), rtol=1e-6
+            found.flow_map(params, t, 0.9, x, cond), flow_map_step(t, 0.9, x, of_network(t, 0.9)), rtol=1e-6
         )
     with pytest.raises(ValueError, match=r"strength: expected at most max_guidance, 4\.0, got 4\.5"):
         guide(flow, 4.5)

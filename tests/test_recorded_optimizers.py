@@ -14,7 +14,7 @@ from gfm_jax.base import Task
 from gfm_jax.optimizers import WholeGradient
 from gfm_jax.optimizers.tableaus import EXTRAGRADIENT
 from gfm_jax.pytrees import ravel
-from gfm_jax.runs import record, record_many
+from gfm_jax.runs import record
 
 STEPS = 40
 FALLING = np.linspace(1, 0, STEPS)
@@ -99,10 +99,10 @@ def test_time_is_the_sum_of_the_rates_that_were_used(name):
 def test_the_clocks_of_the_report():
     """8.846 and 18.846, with the rate .769 at the end of the first (wrong before 0.2)"""
     keys = jax.random.split(jax.random.key(0), 2)
-    accumulated = record_many(keys, line(), SKIPPING["accumulated"][0], FALLING, [0, STEPS])
+    accumulated = record(keys, line(), SKIPPING["accumulated"][0], FALLING, [0, STEPS])
     np.testing.assert_allclose(accumulated.time[:, 1], 8.846, atol=5e-4)
     np.testing.assert_allclose(accumulated.learning_rate, [[1, 0.769], [1, 0.769]], atol=5e-4)
-    finite = record_many(keys, line(tuple(range(5, 15))), SKIPPING["if finite"][0], FALLING, [0, STEPS])
+    finite = record(keys, line(tuple(range(5, 15))), SKIPPING["if finite"][0], FALLING, [0, STEPS])
     np.testing.assert_allclose(finite.time[:, 1], 18.846, atol=5e-4)
 
 
@@ -231,7 +231,7 @@ EVERY += [accumulated_heun, masked_heun, partition, flat_joint]
 def test_it_is_the_loop_of_optax(optimizer):
     """(wrong before 0.2)"""
     rates = np.linspace(0.3, 0.0, 8)
-    runs = record_many(jax.random.split(jax.random.key(0), 2), BOWL, optimizer, rates, range(9), keep=("weights",))
+    runs = record(jax.random.split(jax.random.key(0), 2), BOWL, optimizer, rates, range(9), keep=("weights",))
     path = plain_loop(BOWL, optimizer, rates)
     np.testing.assert_allclose(runs.weights, np.stack([path, path]), rtol=1e-5, atol=1e-6)
     assert np.abs(path[-1] - path[0]).max() > 0.1
@@ -325,7 +325,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_compiles(optimizer, 
     """(wrong before 0.2)"""
     traced = []
     task = BOWL._replace(loss=lambda *args: traced.append(args))
-    for call, keys in ((record, jax.random.key(0)), (record_many, jax.random.split(jax.random.key(0), 2))):
+    for call, keys in ((record, jax.random.key(0)), (record, jax.random.split(jax.random.key(0), 2))):
         with pytest.raises(ValueError, match=message):
             call(keys, task, optimizer, np.full(5, 0.1), [0, 5])
     assert not traced
@@ -347,7 +347,7 @@ def test_slots_of_a_partition_are_recorded():
     """Of one run under Adam and under a partition into two (wrong before 0.2)"""
     rates = np.linspace(0.1, 0, 6)
     two = lambda lr: optax.partition({"a": optax.adam(lr), "b": optax.adam(lr)}, {"x": "b", "y": "a"})
-    run = functools.partial(record, jax.random.key(0), BOWL, learning_rate=rates, saves=[0, 3, 6])
+    run = functools.partial(record, jax.random.key(0), BOWL, learning_rates=rates, saves=[0, 3, 6])
     plain, parts = run(optax.adam), run(two)
     np.testing.assert_allclose(parts.weights, plain.weights, rtol=1e-6)
     assert set(parts.state) == {"mu", "nu"}

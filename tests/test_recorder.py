@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runs import falling_runs, small_task
 
 from gfm_jax.pytrees import map_rows, ravel
-from gfm_jax.runs import PARTS, linear_regression, minibatch_indices, quadratic, record, record_many, save_steps
+from gfm_jax.runs import PARTS, linear_regression, minibatch_indices, quadratic, record, save_steps
 from gfm_jax.runs import recorder as recorder_module
 
 OPTIMIZERS = {
@@ -69,8 +69,8 @@ def test_many_runs_are_single_runs(key):
         jax.random.split(key, 4),
         np.linspace(0.01, 0.1, 4, dtype=np.float32)[:, None] * np.ones(12, np.float32),
     )
-    many = record_many(keys, task, optax.adam, rates, saves)
-    chunked = record_many(keys, task, optax.adam, rates, saves, chunk=3)
+    many = record(keys, task, optax.adam, rates, saves)
+    chunked = record(keys, task, optax.adam, rates, saves, chunk=3)
     for i in range(4):
         one = record(keys[i], task, optax.adam, jnp.asarray(rates[i]), saves)
         chex.assert_trees_all_close(one, jax.tree.map(lambda leaf, i=i: leaf[i], many), rtol=2e-5, atol=2e-6)
@@ -80,23 +80,31 @@ def test_many_runs_are_single_runs(key):
 def test_two_devices_give_the_numbers_of_one(key):
     mesh = jax.make_mesh((2,), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
     task, saves, keys = small_task(), save_steps(12, 4), jax.random.split(key, 4)
-    one = record_many(keys, task, optax.adam, np.full(12, 0.01, np.float32), saves)
-    two = record_many(keys, task, optax.adam, np.full(12, 0.01, np.float32), saves, mesh=mesh)
+    one = record(keys, task, optax.adam, np.full(12, 0.01, np.float32), saves)
+    two = record(keys, task, optax.adam, np.full(12, 0.01, np.float32), saves, mesh=mesh)
     assert len(two.weights.sharding.device_set) == 2
     chex.assert_trees_all_close(one, jax.device_get(two), rtol=2e-5, atol=2e-6)
     with pytest.raises(ValueError, match="mesh"):
-        record_many(keys[:3], task, optax.adam, np.full(12, 0.01, np.float32), saves, mesh=mesh)
+        record(keys[:3], task, optax.adam, np.full(12, 0.01, np.float32), saves, mesh=mesh)
+
+
+def test_one_key_for_a_batch_is_split(key):
+    task, rates = small_task(), np.full((3, 12), 0.01, np.float32)
+    batch = record(key, task, optax.adam, rates, num_saves=4)
+    chex.assert_trees_all_equal(batch, record(jax.random.split(key, 3), task, optax.adam, rates, save_steps(12, 4)))
+    assert record(key, task, optax.adam, rates[0]).step.tolist() == list(range(13))  # few steps: one save each
+    assert len(record(key, task, optax.adam, np.full(64, 0.01, np.float32), keep=("loss",)).step) == 33
 
 
 def test_second_call_compiles_nothing(key):
     task, saves = small_task(), save_steps(6, 2)
-    call = lambda seed, rate: record_many(
+    call = lambda seed, rate: record(
         jax.random.split(jax.random.key(seed), 3), task, optax.adam, np.full((3, 6), rate, np.float32), saves
     )
     call(0, 0.1)
-    before = recorder_module._train_many._cache_size(), recorder_module._start_many._cache_size()
+    before = recorder_module._train._cache_size(), recorder_module._start_many._cache_size()
     call(1, 0.2)
-    assert (recorder_module._train_many._cache_size(), recorder_module._start_many._cache_size()) == before
+    assert (recorder_module._train._cache_size(), recorder_module._start_many._cache_size()) == before
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -116,7 +124,7 @@ def test_parts_that_are_not_kept_are_absent(key):
 def test_a_diverged_run_is_a_value():
     task = quadratic(jnp.array([1.0, 100.0]))
     keys, saves = jax.random.split(jax.random.key(0), 2), save_steps(200, 4)
-    runs = record_many(keys, task, optax.sgd, np.array([[0.01], [2.0]], np.float32) * np.ones(200, np.float32), saves)
+    runs = record(keys, task, optax.sgd, np.array([[0.01], [2.0]], np.float32) * np.ones(200, np.float32), saves)
     assert runs.finite.tolist() == [True, False]
 
 
@@ -161,7 +169,7 @@ def test_minibatch_order_is_uniform():
     ("change", "match"),
     [
         ({"optimizer": optax.adam(1e-3)}, "optimizer: expected a function of the learning rate"),
-        ({"learning_rate": jnp.float32(0.1)}, "learning_rate: expected that of every step"),
+        ({"learning_rates": jnp.float32(0.1)}, "learning_rates: expected that of every step"),
         ({"saves": [0, 4, 3]}, "saves: expected steps increasing"),
         ({"saves": [0, 99]}, "at most 6"),
         ({"saves": [1, 2]}, "saves"),
@@ -171,48 +179,48 @@ def test_minibatch_order_is_uniform():
         ({"saves": [0, 2.5]}, "saves: expected integers"),
         ({"saves": [0]}, "saves: expected steps increasing"),
         ({"saves": 6}, "saves: expected steps increasing"),
-        ({"learning_rate": jnp.ones((2, 6))}, r"learning_rate: expected \[num_steps\].*got shape \(2, 6\)"),
-        ({"learning_rate": [0.1, 0.1, float("nan"), 0.1, 0.1, 0.1]}, r"learning_rate\[2\]: expected a finite number"),
-        ({"learning_rate": [0.1, -0.1, 0.1, 0.1, 0.1, 0.1]}, r"learning_rate\[1\]: .* got -0.1"),
-        ({"learning_rate": np.array([0.1] * 5 + [np.inf])}, r"learning_rate\[5\]: expected a finite number"),
-        ({"learning_rate": jnp.ones(6, jnp.complex64)}, "learning_rate: expected a table of real numbers"),
-        ({"learning_rate": ["a"] * 6}, "learning_rate: expected a table of real numbers"),
-        ({"learning_rate": [[0.1], [0.1, 0.2]]}, "learning_rate: expected a table of"),
+        ({"learning_rates": jnp.ones((1, 2, 6))}, r"learning_rates: expected \[num_steps\].*got shape \(1, 2, 6\)"),
+        ({"learning_rates": [0.1, 0.1, float("nan"), 0.1, 0.1, 0.1]}, r"learning_rates\[2\]: expected a finite number"),
+        ({"learning_rates": [0.1, -0.1, 0.1, 0.1, 0.1, 0.1]}, r"learning_rates\[1\]: .* got -0.1"),
+        ({"learning_rates": np.array([0.1] * 5 + [np.inf])}, r"learning_rates\[5\]: expected a finite number"),
+        ({"learning_rates": jnp.ones(6, jnp.complex64)}, "learning_rates: expected a table of real numbers"),
+        ({"learning_rates": ["a"] * 6}, "learning_rates: expected a table of real numbers"),
+        ({"learning_rates": [[0.1], [0.1, 0.2]]}, "learning_rates: expected a table of"),
         ({"dtype": jnp.int32}, "dtype: expected one of float32, bfloat16, float16, float64"),
         ({"dtype": "flot32"}, "dtype: expected one of"),
         ({"dtype": jnp.float64}, "dtype: float64 needs"),
         ({"variety": [1.0]}, "variety: expected a dict"),
         ({"variety": {"init_scale": float("nan")}}, r"variety\['init_scale'\]: expected finite numbers"),
-        ({"key": jax.random.split(jax.random.key(0), 3)}, r"key: expected one key: .*`record_many`, got shape \(3,\)"),
-        ({"key": jax.random.split(jax.random.PRNGKey(0), 3)}, r"key: expected one key: .* got shape \(3, 2\)"),
+        ({"key": jax.random.split(jax.random.key(0), (3, 2))}, r"key: expected one key, .* got shape \(3, 2\)"),
+        ({"key": jax.random.split(jax.random.PRNGKey(0), (3, 2))}, r"key: expected one key, .* got shape \(3, 2, 2\)"),
+        ({"num_saves": 2}, "num_saves: expected one of saves and num_saves, got both"),
+        ({"saves": None, "num_saves": 7}, "num_saves: expected 1..num_steps = 6, got 7"),
+        ({"mesh": jax.make_mesh((1,), ("runs",))}, "mesh: expected several runs"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(key, change, match):
-    """In both entries alike (wrong before 0.2)"""
-    good = {"key": key, "optimizer": optax.adam, "learning_rate": jnp.full(6, 0.1), "saves": [0, 3, 6]}
+    """Of one run and of a batch alike (wrong before 0.2)"""
+    good = {"key": key, "optimizer": optax.adam, "learning_rates": jnp.full(6, 0.1), "saves": [0, 3, 6]}
     one = good | change
     with pytest.raises(ValueError, match=match):
         record(one.pop("key"), small_task(), **one)
     if {"saves", "keep", "dtype", "optimizer"} & set(change):
         many = {name: value for name, value in (good | change).items() if name != "key"}
         with pytest.raises(ValueError, match=match):
-            record_many(jax.random.split(key, 2), small_task(), **many)
+            record(jax.random.split(key, 2), small_task(), **many)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_keys_and_tables_of_many(key):
     """(wrong before 0.2)"""
-    call = lambda keys, rates=np.ones(6), **rest: record_many(keys, small_task(), optax.adam, rates, [0, 6], **rest)
-    for one in (key, jax.random.PRNGKey(0)):
-        with pytest.raises(ValueError, match="keys: expected an axis of keys"):
-            call(one)
+    call = lambda keys, rates=np.ones(6), **rest: record(keys, small_task(), optax.adam, rates, [0, 6], **rest)
     keys = jax.random.split(key, 2)
-    with pytest.raises(ValueError, match="keys: expected one for each run, got none"):
+    with pytest.raises(ValueError, match="key: expected one for each run, got none"):
         call(keys[:0])
-    with pytest.raises(ValueError, match=r"learning_rate\[1, 4\]: expected a finite number from 0 on, got nan"):
+    with pytest.raises(ValueError, match=r"learning_rates\[1, 4\]: expected a finite number from 0 on, got nan"):
         call(keys, np.where(np.arange(12).reshape(2, 6) == 10, np.nan, 0.1))
-    with pytest.raises(ValueError, match=r"learning_rate: expected \[num_steps\] or \[runs, num_steps\], got shape"):
+    with pytest.raises(ValueError, match=r"learning_rates: expected \[num_steps\] or \[runs, num_steps\], got shape"):
         call(keys, np.ones((1, 2, 6)))
     with pytest.raises(ValueError, match="chunk: expected a number of runs from 1 on"):
         call(keys, chunk=0)
@@ -235,7 +243,7 @@ def test_tables_of_rates_of_every_kind(key):
     start = np.asarray(task.init(jax.random.split(key)[0]))
     for name, table in tables.items():
         one = record(key, task, optax.sgd, table, saves)
-        many = record_many(key[None], task, optax.sgd, table, jnp.asarray(saves))
+        many = record(key[None], task, optax.sgd, table, jnp.asarray(saves))
         for run in (one, jax.tree.map(lambda leaf: leaf[0], many)):
             np.testing.assert_allclose(run.weights[-1], start * [0.5, 0.75], rtol=1e-6, err_msg=name)
             assert run.time.tolist() == [0, 1, 1], name
@@ -297,7 +305,7 @@ def test_runs_of_a_falling_rate_have_two_clocks():
 
 
 def test_recordings_are_mapped_compiled_and_differentiated_forwards(key):
-    """jit of record_many is in `test_compiling`."""
+    """jit of record is in `test_compiling`."""
     task, saves, rates = quadratic(jnp.array([0.5, 0.25])), (0, 2, 4), jnp.array([0.4, 0.3, 0.2, 0.1])
     keys = jax.random.split(key, 2)
     call = lambda key, rates: record(key, task, optax.sgd, rates, saves)
@@ -312,28 +320,28 @@ def test_recordings_are_mapped_compiled_and_differentiated_forwards(key):
     )
     with pytest.raises(ValueError, match="Reverse-mode"):
         jax.grad(lambda rates: call(keys[0], rates).weights[-1].sum())(rates)
-    many = lambda rates: record_many(keys, task, optax.sgd, rates, saves).weights[0, -1]
+    many = lambda rates: record(keys, task, optax.sgd, rates, saves).weights[0, -1]
     np.testing.assert_allclose(jax.jacfwd(many)(rates), ends, rtol=1e-5)
 
 
 def test_a_mesh_as_jax_makes_it(key):
     mesh, keys = jax.make_mesh((2,), ("runs",)), jax.random.split(key, 2)
-    call = functools.partial(record_many, keys, quadratic(jnp.ones(2)), optax.sgd, np.full(4, 0.1), (0, 4))
+    call = functools.partial(record, keys, quadratic(jnp.ones(2)), optax.sgd, np.full(4, 0.1), (0, 4))
     chex.assert_trees_all_close(jax.device_get(call(mesh=mesh)), jax.device_get(call()), rtol=1e-6)
 
 
 def test_a_healthy_recording_passes_debug_nans(key):
     jax.config.update("jax_debug_nans", True)
     try:
-        run = record_many(key[None], quadratic(jnp.ones(2)), optax.adam, np.linspace(0.1, 0, 4), (0, 1, 4))
+        run = record(key[None], quadratic(jnp.ones(2)), optax.adam, np.linspace(0.1, 0, 4), (0, 1, 4))
     finally:
         jax.config.update("jax_debug_nans", False)
     assert bool(run.finite[0])
 
 
 def test_bad_numbers_of_runs(key):
-    with pytest.raises(ValueError, match="learning_rate: expected a leading axis of 3 runs"):
-        record_many(jax.random.split(key, 3), small_task(), optax.adam, np.ones((2, 6), np.float32), [0, 6])
+    with pytest.raises(ValueError, match="learning_rates: expected a leading axis of 3 runs"):
+        record(jax.random.split(key, 3), small_task(), optax.adam, np.ones((2, 6), np.float32), [0, 6])
 
 
 @pytest.mark.parametrize(("steps", "saves"), [(1000, 20), (100, 60), (10, 10)])

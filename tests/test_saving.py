@@ -36,7 +36,7 @@ def own_residual(v, s, t, x):
 def recorded():
     task = gfm.linear_regression(jax.random.key(0), 20, 3)
     keys, rates = jax.random.split(jax.random.key(1), 4), jnp.full((4, 40), 0.1)
-    return gfm.record_many(keys, task, optax.sgd, rates, gfm.save_steps(40, 20))
+    return gfm.record(keys, task, optax.sgd, rates, gfm.save_steps(40, 20))
 
 
 METHODS = {

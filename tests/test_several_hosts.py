@@ -20,12 +20,12 @@ import jax.numpy as jnp, numpy as np, optax
 from jax.experimental import multihost_utils
 from runs import small_task
 from test_training import DATA, descend, loss, sample, zeros
-from gfm_jax.runs import record_many, save_steps
+from gfm_jax.runs import record, save_steps
 
 assert jax.process_count() == count and jax.device_count() == count
 mesh = jax.make_mesh((count,), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
 keys, rates = jax.random.split(jax.random.key(0), 4), np.full((4, 12), 0.01)
-runs = record_many(keys, small_task(), optax.adam, rates, save_steps(12, 4), mesh=mesh)
+runs = record(keys, small_task(), optax.adam, rates, save_steps(12, 4), mesh=mesh)
 every = multihost_utils.process_allgather(runs.weights, tiled=True)
 _, info = descend(loss, zeros(), jnp.asarray(DATA), sample, optax.sgd(0.1), 20, mesh=mesh)
 print(json.dumps([np.asarray(every).tolist(), np.asarray(info.last["w"]).tolist()]))

@@ -18,14 +18,14 @@ import pytest
 from runs import small_task
 
 from gfm_jax.base import Layout, Trajectory
-from gfm_jax.runs import CorruptRecording, open_recording, record_many, record_to_disk, save_steps, take, verify
+from gfm_jax.runs import CorruptRecording, open_recording, record, record_to_disk, save_steps, take, verify
 
 KEYS = jax.random.split(jax.random.key(0), 7)
 RATES = np.linspace(0.01, 0.1, 7, dtype=np.float32)[:, None] * np.ones(12, np.float32)
 
 
 def recorder(dtype=jnp.float32):
-    return lambda i: record_many(KEYS[i], small_task(), optax.adam, RATES[i], save_steps(12, 4), dtype=dtype)
+    return lambda i: record(KEYS[i], small_task(), optax.adam, RATES[i], save_steps(12, 4), dtype=dtype)
 
 
 def make(folder, dtype=jnp.float32, **choices):
@@ -204,9 +204,9 @@ def test_one_compilation_for_all_chunks(tmp_path):
     from gfm_jax.runs import recorder as module
 
     make(tmp_path / "a")
-    before = module._train_many._cache_size()
+    before = module._train._cache_size()
     make(tmp_path / "b")
-    assert module._train_many._cache_size() == before
+    assert module._train._cache_size() == before
 
 
 # --- a recording that goes on after a change --------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import functools
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,6 @@ from gfm_jax.runs import (
     minibatch_indices,
     quadratic,
     record,
-    record_many,
     save_steps,
     streamed,
 )
@@ -59,7 +60,7 @@ def test_a_family_draws_what_it_says(key):
 
 def test_a_drawn_structure_records(key):
     drawn = draw_structures(key, FAMILY, 3, 12)[0]
-    runs = record_many(
+    runs = record(
         drawn.keys, drawn.task, drawn.optimizer, drawn.learning_rate, save_steps(12, 3), variety=drawn.variety
     )
     assert runs.weights.shape[:2] == (3, 4)
@@ -112,12 +113,12 @@ def test_branches_part_where_they_should(key):
     task, num_steps = branched(small_task()), 20
     keys = jnp.stack([key] * 3)
     variety = {"branch": np.array([0, 0, 1]), "branch_step": np.full(3, 10)}
-    runs = record_many(keys, task, optax.sgd, jnp.full(num_steps, 0.1), save_steps(num_steps, 4), variety=variety)
+    runs = record(keys, task, optax.sgd, jnp.full(num_steps, 0.1), save_steps(num_steps, 4), variety=variety)
     weights = np.asarray(runs.weights)
     np.testing.assert_array_equal(weights[0], weights[1])
     np.testing.assert_array_equal(weights[0, :3], weights[2, :3])  # up to step 10
     assert np.abs(weights[0, 3:] - weights[2, 3:]).max() > 1e-3
-    plain = record_many(keys[:1], small_task(), optax.sgd, jnp.full(num_steps, 0.1), save_steps(num_steps, 4))
+    plain = record(keys[:1], small_task(), optax.sgd, jnp.full(num_steps, 0.1), save_steps(num_steps, 4))
     np.testing.assert_array_equal(weights[0, :3], plain.weights[0, :3])
 
 
@@ -149,11 +150,11 @@ def test_every_run_has_a_law_of_its_own(key):
     task = streamed(network, draw, lambda outputs, targets: jnp.mean((outputs - targets) ** 2))
     slopes = jnp.array([-1.0, 0.5, 3.0])
     keys, rates = jax.random.split(key, 3), np.full(100, 0.1)
-    runs = record_many(keys, task, optax.sgd, rates, (0, 100), variety={"slope": slopes})
+    runs = record(keys, task, optax.sgd, rates, (0, 100), variety={"slope": slopes})
     np.testing.assert_allclose(runs.weights[:, -1, 0], slopes, atol=1e-3)
     assert task.evaluate(jnp.array([2.0]), (jnp.ones(4), jnp.ones(4)))["loss"] == 1
     with pytest.raises(ValueError, match="variety: expected the law of each run, got none"):
-        record_many(keys, task, optax.sgd, rates, (0, 100))
+        record(keys, task, optax.sgd, rates, (0, 100))
 
 
 IMAGES = np.array([[0, 255], [254, 3], [128, 127], [1, 250]], np.uint8)
@@ -219,12 +220,27 @@ def test_examples_that_cannot_be_learned_are_refused(change, message):
         classification(network, data, given["batch_size"], num_classes=2)
 
 
+def test_a_flax_module_and_examples_are_a_task(key):
+    """As a network of its own and a dict of splits: the same weights and losses; classes are counted."""
+    net = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
+    labels = np.array([0, 1, 2, 1])
+    bare = classification(net, (IMAGES, labels), 2)
+    inputs = jnp.asarray(IMAGES, jnp.float32)
+    wrapped = classification(Network(lambda key: net.init(key, inputs[:1]), net.apply), {"train": (IMAGES, labels)}, 2)
+    runs = [record(key, task, optax.sgd, np.full(4, 1e-4, np.float32), (0, 4)) for task in (bare, wrapped)]
+    chex.assert_trees_all_equal(*runs)
+    with pytest.raises(ValueError, match=r"labels from 0 on, got -1\.\.2"):
+        classification(net, (IMAGES, labels - (labels == 0)), 2)
+    with pytest.raises(ValueError, match="num_classes: expected a number where the labels are traced"):
+        jax.eval_shape(lambda labels: classification(net, (IMAGES, labels), 2).data, jnp.asarray(labels))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_network_of_too_few_outputs_is_refused(key):
-    """Ten classes are the default (wrong before 0.2)"""
+    """(wrong before 0.2)"""
     network = Network(lambda key: jnp.zeros(1), lambda weights, x: jnp.zeros((len(x), 2)))
-    task = classification(network, {"train": (IMAGES, np.array([0, 1, 0, 1]))}, 2)
-    with pytest.raises(ValueError, match=r"network: expected outputs \[batch, 10\]"):
+    task = classification(network, {"train": (IMAGES, np.array([0, 1, 2, 1]))}, 2)
+    with pytest.raises(ValueError, match=r"network: expected outputs \[batch, 3\]"):
         record(key, task, optax.sgd, np.full(2, 0.1), [0, 2])
     with pytest.raises(ValueError, match=r"batch_size: expected 1..4, the size of the data, got 5"):
         minibatch_indices(key, 4, 5, 1)

@@ -12,7 +12,7 @@ from gfm_jax.base import Network
 from gfm_jax.fitting import fit
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
-from gfm_jax.runs import classification, record_many
+from gfm_jax.runs import classification, record
 from gfm_jax.weights import from_tokens, low_rank, to_tokens, token_autoencoder, tokens_of
 
 
@@ -142,7 +142,7 @@ def test_adapters_are_trained_as_any_network(key):
     inputs = jax.random.normal(key, (128, 4))
     data = {"train": (inputs, inputs[:, :3].argmax(1))}
     task = classification(adapter, data, batch_size=32, num_classes=3)
-    runs = record_many(jax.random.split(key, 2), task, optax.adam, 1e-2 * np.ones(100), (0, 100))
+    runs = record(jax.random.split(key, 2), task, optax.adam, 1e-2 * np.ones(100), (0, 100))
     assert runs.weights.shape == (2, 2, len(start))
     assert (runs.loss[:, -1] < 0.7 * runs.loss[:, 0]).all()
 

@@ -102,7 +102,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{field}: expected a positive learning rate, got {value}")
     for field in ("diagonal_fraction", "image_share"):
         if not 0 < (value := getattr(config, field)) < 1:
-            raise ValueError(f"{field}: expected a share in (0, 1), got {value}")
+            raise ValueError(f"{field}: expected a fraction in (0, 1), got {value}")
 
 
 METHODS = ("lsd", "esd", "psd_m", "psd_u", "mean_flow")

@@ -20,7 +20,7 @@ from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.flows import flow_matching
 from gfm_jax.networks import MLP, DeepSet, TimeMLP, WithContext
 from gfm_jax.pytrees import ravel, unravel
-from gfm_jax.runs import record_many, streamed
+from gfm_jax.runs import record, streamed
 from gfm_jax.weights import (
     Zoo,
     autoencoder,
@@ -217,7 +217,7 @@ def _record(key, config, kit, laws):
     rates = optax.cosine_decay_schedule(1e-2, config.family_steps)(jnp.arange(config.family_steps))
     keys, saves = jax.random.split(key, len(jax.tree.leaves(laws)[0])), (0, config.family_steps)
     options = {"keep": ("weights",), "variety": laws, "chunk": 256}
-    return record_many(keys, kit.task, optax.adam, rates, saves, **options).weights[:, -1]
+    return record(keys, kit.task, optax.adam, rates, saves, **options).weights[:, -1]
 
 
 def _in_order(key, kit, weights, num_train):

@@ -14,7 +14,7 @@ from gfm_jax.base import Layout, Network, Task
 from gfm_jax.datasets import load_dataset
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import layout_of, ravel, unravel
-from gfm_jax.runs import ByClass, by_class, class_subsets, few_shot, record_many
+from gfm_jax.runs import ByClass, by_class, class_subsets, few_shot, record
 from gfm_jax.weights import Symmetry, find_relabeling, find_symmetry
 
 __all__ = ["Networks", "Zoo", "record_runs", "record_zoo", "retrained"]
@@ -103,7 +103,7 @@ def record_runs(key: Array, task: Task, classes: Int[Array, "num ways"], rates: 
     """The last weights of a run of Adam for each row of classes."""
     keys, saves = jax.random.split(key, len(classes)), (0, len(rates))
     options = {"keep": ("weights",), "variety": {"classes": classes}, "chunk": 256}
-    return record_many(keys, task, optax.adam, rates, saves, **options).weights[:, -1]
+    return record(keys, task, optax.adam, rates, saves, **options).weights[:, -1]
 
 
 def retrained(key: Array, config, zoo: Zoo, images: dict[str, ByClass]) -> Zoo:

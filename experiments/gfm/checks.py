@@ -57,7 +57,7 @@ def check(config: Config) -> None:
 
     run = Trajectory(save_steps(config.num_steps, config.num_saves), None)
     if not config.prefixes:
-        raise ValueError("prefixes: expected at least one share of a run to observe, got none")
+        raise ValueError("prefixes: expected at least one fraction of a run to observe, got none")
     for field, fractions in (("prefixes", config.prefixes), ("num_saves", FRACTIONS)):
         for fraction in fractions:
             try:

@@ -17,7 +17,7 @@ from gfm_jax.forecasting import baselines, flow_map, forecast_windows, save_at
 from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.optimizers.fields import adam, momentum, rmsprop, sgd
-from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record_many, save_steps
+from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record, save_steps
 
 __all__ = ["forecast_regressions"]
 
@@ -101,7 +101,7 @@ def _recorded(setting, task, num_runs, seed) -> Cohort:
     low, high = setting.rates
     rates = low * (high / low) ** jax.random.uniform(key_rates, (num_runs, 1)) * jnp.ones(NUM_STEPS)
     saves = save_steps(NUM_STEPS, NUM_SAVES)
-    runs = jax.device_get(record_many(jax.random.split(key_runs, num_runs), task, setting.optimizer, rates, saves))
+    runs = jax.device_get(record(jax.random.split(key_runs, num_runs), task, setting.optimizer, rates, saves))
     return Cohort("linear", task, [None] * num_runs, runs._replace(state=None), [(runs, np.arange(num_runs))])
 
 

@@ -17,7 +17,7 @@ from experiments.side_by_side import side_by_side
 from gfm_jax.base import Network, Task, Trajectory
 from gfm_jax.datasets import load_dataset
 from gfm_jax.networks import CNN, MLP
-from gfm_jax.runs import SCHEDULES, classification, record_many, save_steps
+from gfm_jax.runs import SCHEDULES, classification, record, save_steps
 
 __all__ = [
     "NETWORKS",
@@ -177,7 +177,7 @@ def record_structure(config, task, network, optimizer, seeds, rates, variety=Non
     fill = lambda array: np.resize(array, (num, *array.shape[1:]))
     variety = None if variety is None else {name: fill(value) for name, value in variety.items()}
     keys, saves = jax.vmap(jax.random.key)(fill(seeds)), save_steps(config.num_steps, config.num_saves)
-    runs = record_many(keys, task, optimizer, fill(rates), saves, chunk=32, mesh=mesh, variety=variety)
+    runs = record(keys, task, optimizer, fill(rates), saves, chunk=32, mesh=mesh, variety=variety)
     if jax.process_count() > 1:  # every host then goes on with all runs
         return multihost_utils.process_allgather(runs, tiled=True)
     return jax.device_get(runs)

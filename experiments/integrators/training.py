@@ -16,7 +16,7 @@ from gfm_jax.datasets import load_dataset
 from gfm_jax.files import replacing
 from gfm_jax.networks import CNN, MLP
 from gfm_jax.pytrees import unravel
-from gfm_jax.runs import classification, record_many, save_steps
+from gfm_jax.runs import classification, record, save_steps
 
 __all__ = ["Trained", "task_of", "train", "train_or_read"]
 
@@ -117,7 +117,7 @@ def _run(config, task_name, num_gradients, method_name, keys, rates):
     rates = jnp.broadcast_to(jnp.asarray(rates, jnp.float32)[:, None], (len(keys), num_updates))
     keep = ("weights", "state") if method_name == "schedule_free" else ("weights",)
     begin = time.perf_counter()
-    runs = jax.block_until_ready(record_many(keys, task, method.make, rates, saves, keep=keep))
+    runs = jax.block_until_ready(record(keys, task, method.make, rates, saves, keep=keep))
     steps_per_epoch = NUM_TRAIN // config.batch_size
     seconds = (time.perf_counter() - begin) / len(keys) / num_gradients * steps_per_epoch
     weights = runs.weights

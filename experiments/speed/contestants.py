@@ -49,20 +49,20 @@ def _problem(num_hidden=SIZES[1:], num_inputs=SIZES[0]):
 
 
 def gfm_jax(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
-    """`record_many`, with what it draws at random worked out beforehand and inside, as a user has it."""
+    """`record`, with what it draws at random worked out beforehand and inside, as a user has it."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.runs import record_many, save_steps
+    from gfm_jax.runs import record, save_steps
 
     task, key = _problem()
     keys, rates = jax.random.split(key, num_runs), jnp.full(num_steps, 1e-3)
     saves = save_steps(num_steps, num_steps // save_every)
-    record = lambda: jax.block_until_ready(
-        record_many(keys, task, optax.adam, rates, saves, keep=("weights",), chunk=chunk)
+    recorded = lambda: jax.block_until_ready(
+        record(keys, task, optax.adam, rates, saves, keep=("weights",), chunk=chunk)
     )
-    return {"seconds": _fastest(record), "net_steps": num_runs * num_steps}
+    return {"seconds": _fastest(recorded), "net_steps": num_runs * num_steps}
 
 
 def matrix_products(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dict:
@@ -152,13 +152,13 @@ def streaming(num_runs: int, num_steps: int, save_every: int, chunk: int) -> dic
     import jax.numpy as jnp
     import optax
 
-    from gfm_jax.runs import record_many, record_to_disk, save_steps
+    from gfm_jax.runs import record, record_to_disk, save_steps
 
     task, key = _problem()
     keys, rates = jax.random.split(key, num_runs), jnp.full(num_steps, 1e-3)
     saves = save_steps(num_steps, num_steps // save_every)
     with tempfile.TemporaryDirectory() as folder:
-        some = lambda index: record_many(keys[index], task, optax.adam, rates, saves)
+        some = lambda index: record(keys[index], task, optax.adam, rates, saves)
         record_to_disk(folder + "/runs", num_runs, some, chunk=chunk, recipe={"of": "speed"}, progress=None)
         size = sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -173,7 +173,7 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
 
     from gfm_jax.fitting import fit
     from gfm_jax.forecasting import flow_map, horizon_at, prefix_of
-    from gfm_jax.runs import record, record_many, save_steps
+    from gfm_jax.runs import record, save_steps
 
     task, key = _problem((width, 256, 10), 784)
     saves = save_steps(2 * num_saves, num_saves)
@@ -182,7 +182,7 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
     prefix, horizon = prefix_of(run, num_saves // 2), horizon_at(run, -1)
     # What is in the parameters does not matter to the time: fitted briefly, to small networks.
     small, _ = _problem((4, 10))
-    runs = record_many(jax.random.split(key, 4), small, optax.adam, jnp.full(40, 1e-3), save_steps(40, 20))
+    runs = record(jax.random.split(key, 4), small, optax.adam, jnp.full(40, 1e-3), save_steps(40, 20))
     forecaster = flow_map(head=head, batch_size=64)
     params, _ = fit(key, forecaster, runs, num_steps=2)
     foretell = jax.jit(functools.partial(forecaster.forecast, params))

@@ -1,4 +1,4 @@
-"""What a convolution costs in the loops of `record_many` and `fit`, over the plain jitted step that a user would write."""
+"""What a convolution costs in the loops of `record` and `fit`, over the plain jitted step that a user would write."""
 
 import numpy as np
 
@@ -43,9 +43,7 @@ def convolutional_runs(batch: int, num_steps: int, rounds: int) -> dict:
     def recorded(num):
         keys = jax.random.split(jax.random.key(0), num)
         rates, saves = np.full(num_steps, 0.1), (0, num_steps)
-        return lambda: jax.block_until_ready(
-            gfm.record_many(keys, task, optax.sgd, rates, saves, keep=("weights",)).weights
-        )
+        return lambda: jax.block_until_ready(gfm.record(keys, task, optax.sgd, rates, saves, keep=("weights",)).weights)
 
     names = ("record, one run", f"record, {MANY} runs")
     runs = {"plain step": plain} | dict(zip(names, map(recorded, (1, MANY)), strict=True))

@@ -2,7 +2,7 @@
 
 from gfm_jax.flows import metrics
 from gfm_jax.flows.adjoint_matching import adjoint_matching_targets, memoryless_step
-from gfm_jax.flows.analytic import Oracle, gaussian, single_point, uniform_on_boxes
+from gfm_jax.flows.analytic import AnalyticFlow, gaussian, single_point, uniform_on_boxes
 from gfm_jax.flows.closed_form import Posterior, closed_form_velocity, posterior, velocity_to
 from gfm_jax.flows.couplings import independent, optimal_transport, paired, sinkhorn
 from gfm_jax.flows.flow_data import FlowData, FlowParams
@@ -10,7 +10,7 @@ from gfm_jax.flows.flow_map import flow_map
 from gfm_jax.flows.flow_matching import EmpiricalTargets, empirical_flow_matching, flow_matching
 from gfm_jax.flows.guidance import guide, guided_velocity
 from gfm_jax.flows.interpolants import interpolate, linear, trigonometric, variance_preserving
-from gfm_jax.flows.mean_velocity import jump, velocity_of
+from gfm_jax.flows.mean_velocity import flow_map_step, velocity_of
 from gfm_jax.flows.reference_points import distinct, draw_reference_points
 from gfm_jax.flows.residuals import (
     Residual,
@@ -36,7 +36,7 @@ __all__ = [
     "FlowData",
     "FlowParams",
     "GaussianSource",
-    "Oracle",
+    "AnalyticFlow",
     "Posterior",
     "Residual",
     "adjoint_matching_targets",
@@ -58,7 +58,7 @@ __all__ = [
     "guided_velocity",
     "independent",
     "interpolate",
-    "jump",
+    "flow_map_step",
     "lagrangian",
     "linear",
     "logit_normal",

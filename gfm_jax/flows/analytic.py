@@ -16,10 +16,10 @@ from gfm_jax.flows.interpolants import linear
 from gfm_jax.flows.mean_velocity import velocity_of
 from gfm_jax.solve import solve_flow
 
-__all__ = ["Oracle", "gaussian", "single_point", "uniform_on_boxes"]
+__all__ = ["AnalyticFlow", "gaussian", "single_point", "uniform_on_boxes"]
 
 
-class Oracle(NamedTuple):
+class AnalyticFlow(NamedTuple):
     """`velocity(t, x)` and `flow_map(s, t, x)` of one point, s <= t."""
 
     velocity: Callable[[Array, Array], Array]
@@ -32,7 +32,7 @@ def gaussian(
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
-) -> Oracle:
+) -> AnalyticFlow:
     r"""From one Gaussian to another, x_0 ~ N(m_0, s_0^2 I) and x_1 ~ N(m_1, s_1^2 I).
 
     .. math:: X_{s,t}(x) = \mu_t + \frac{g_t}{g_s} (x - \mu_s), \quad \mu_t = \alpha_t m_0 + \beta_t m_1, \quad
@@ -59,7 +59,7 @@ def gaussian(
             _not_at_the_end("s", s)
         return centre(t) + spread(t) / spread(s) * (x - centre(s))
 
-    return Oracle(_velocity_of(flow_map, pointed), flow_map)
+    return AnalyticFlow(_velocity_of(flow_map, pointed), flow_map)
 
 
 def _not_at_the_end(name, t):
@@ -77,7 +77,7 @@ def _velocity_of(flow_map, pointed):
     return velocity
 
 
-def single_point(x_1: Float[Array, "*dim"], *, interpolant: Interpolant = linear) -> Oracle:
+def single_point(x_1: Float[Array, "*dim"], *, interpolant: Interpolant = linear) -> AnalyticFlow:
     r"""From any source to one data point; s < 1.
 
     .. math:: X_{s,t}(x) = \beta_t x_1 + \frac{\alpha_t}{\alpha_s} (x - \beta_s x_1)
@@ -95,7 +95,7 @@ def single_point(x_1: Float[Array, "*dim"], *, interpolant: Interpolant = linear
         _not_at_the_end("s", s)
         return interpolant.beta(t) * x_1 + interpolant.alpha(t) / interpolant.alpha(s) * (x - interpolant.beta(s) * x_1)
 
-    return Oracle(_velocity_of(flow_map, True), flow_map)
+    return AnalyticFlow(_velocity_of(flow_map, True), flow_map)
 
 
 def uniform_on_boxes(
@@ -105,7 +105,7 @@ def uniform_on_boxes(
     interpolant: Interpolant = linear,
     std_0: float = 1.0,
     num_steps: int = 128,
-) -> Oracle:
+) -> AnalyticFlow:
     r"""From N(0, s_0^2 I) to the uniform law on disjoint boxes: a checkerboard, for one.
 
     .. math:: E[x_1 | x_t = x] \propto \sum_k \int_{\text{box } k} y \, N(x; \beta y, \alpha^2 s_0^2) \, dy
@@ -120,7 +120,7 @@ def uniform_on_boxes(
       num_steps: steps of a fifth-order solver, for each flow map: it has no closed form.
 
     Returns:
-      The oracle, for times below 1: at the end itself the velocity is no longer defined.
+      The flow, for times below 1: at the end itself the velocity is no longer defined.
 
     Raises:
       ValueError: for corners that are no boxes, a deviation that is not positive, or times that are known and not below 1.
@@ -149,7 +149,7 @@ def uniform_on_boxes(
         check_times(before_end=True, t=t)
         return solve_flow(velocity, x, s, t, num_steps=num_steps, solver=diffrax.Tsit5())[0]
 
-    return Oracle(velocity, flow_map)
+    return AnalyticFlow(velocity, flow_map)
 
 
 _GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(8)

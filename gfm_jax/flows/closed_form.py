@@ -26,15 +26,15 @@ class Posterior(NamedTuple):
       log_density: log p_t(x), that of the paths' points at t.
     """
 
-    mean: Float[Array, " dim"]
+    mean: Float[Array, "*event"]
     effective_size: Float[Array, ""]
     log_density: Float[Array, ""]
 
 
 def posterior(
-    data: Shaped[Array | np.ndarray, "num dim"],
+    data: Shaped[Array | np.ndarray, "num ..."],
     t: Shaped[Array | np.ndarray, ""] | float,
-    x: Shaped[Array | np.ndarray, " dim"],
+    x: Shaped[Array | np.ndarray, "*event"],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
@@ -66,7 +66,10 @@ def posterior(
         and not in [0, 1). A traced time of 1 gives NaN.
     """
     check_times(before_end=True, t=t)
-    return _posterior(_centred(data), t, x, interpolant, check_source(source), check_count("chunk", chunk))[0]
+    data = as_points("data", data, any_event=True)
+    x, known = _of_event(data, x), _centred(data.reshape(len(data), -1))
+    found = _posterior(known, t, x.ravel(), interpolant, check_source(source), check_count("chunk", chunk))[0]
+    return found._replace(mean=found.mean.reshape(x.shape))
 
 
 class _Centred(NamedTuple):
@@ -77,8 +80,15 @@ class _Centred(NamedTuple):
     scale: Array
 
 
+def _of_event(data, x):
+    """The point, of the event shape that the data have."""
+    x = as_float("x", x)
+    if data.shape[1:] != x.shape:
+        raise ValueError(f"data: expected at least one point of shape {x.shape}, as x has, got {data.shape}")
+    return x
+
+
 def _centred(data) -> _Centred:
-    data = as_points("data", data)
     centre = data.mean(0)
     largest = jnp.maximum(data.max(0) - centre, centre - data.min(0)).max()
     return _Centred(data, centre, jnp.where(largest > 0, largest, 1))
@@ -87,9 +97,7 @@ def _centred(data) -> _Centred:
 def _posterior(known: _Centred, t, x, interpolant, source, chunk):
     """The posterior, and its mean and the point about the centres that `known` and the source have."""
     data, centre, scale = known
-    t, x = as_float("t", t), as_float("x", x)
-    if data.shape[1:] != x.shape:
-        raise ValueError(f"data: expected at least one point of shape {x.shape}, as x has, got {data.shape}")
+    t = as_float("t", t)
     if t.ndim:
         raise ValueError(f"t: expected one time, got shape {t.shape}; map with jax.vmap")
     dtype = jnp.result_type(data.dtype, x.dtype)
@@ -159,9 +167,9 @@ def _less(x, factor, point):
 def velocity_to(
     interpolant: Interpolant,
     t: Shaped[Array | np.ndarray, ""] | float,
-    x: Shaped[Array | np.ndarray, " dim"],
-    x_1: Shaped[Array | np.ndarray, " dim"],
-) -> Float[Array, " dim"]:
+    x: Shaped[Array | np.ndarray, "*event"],
+    x_1: Shaped[Array | np.ndarray, "*event"],
+) -> Float[Array, "*event"]:
     r"""The velocity at x of paths that end, in the mean, at x_1.
 
     .. math:: u = \dot\alpha \frac{x - \beta x_1}{\alpha} + \dot\beta x_1
@@ -189,13 +197,13 @@ def _rates(interpolant, t, dtype):
 
 
 def closed_form_velocity(
-    data: Shaped[Array | np.ndarray, "num dim"],
+    data: Shaped[Array | np.ndarray, "num ..."],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
     chunk: int = 1024,
 ) -> Callable[[Array, Array], Array]:
-    r"""u*, the velocity that minimises the flow matching loss on a data set: `(t, x) -> [dim]`, for one point.
+    r"""u*, the velocity that minimises the flow matching loss on a data set: `(t, x) -> dx/dt`, for one point.
 
     .. math:: u^*(x, t) = \sum_i \lambda_i(x, t) \frac{x^{(i)} - x}{1 - t} \quad \text{(linear paths from } N(0, I))
 
@@ -213,16 +221,17 @@ def closed_form_velocity(
       ValueError: for data that are not points or not finite, or another source or chunk than `posterior` accepts.
     """
     source, chunk = check_source(source), check_count("chunk", chunk)
-    data = as_points("data", data)
-    check_finite("data", data)
-    known = _centred(data)
+    points = as_points("data", data, any_event=True)
+    check_finite("data", points)
+    known = _centred(points.reshape(len(points), -1))
 
     def velocity(t, x):
         check_times(before_end=True, t=t)
-        _, deviation, moved = _posterior(known, t, x, interpolant, source, chunk)
+        x = _of_event(points, x)
+        _, deviation, moved = _posterior(known, t, x.ravel(), interpolant, source, chunk)
         (alpha, d_alpha), (beta, d_beta) = _rates(interpolant, t, deviation.dtype)
         # u of `velocity_to`, about the means of both laws, which themselves move by d_alpha m + d_beta c
         about_means = d_alpha * (moved - beta * deviation) / alpha + d_beta * deviation
-        return about_means + d_alpha * source[0] + d_beta * known.centre
+        return (about_means + d_alpha * source[0] + d_beta * known.centre).reshape(x.shape)
 
     return velocity

@@ -46,9 +46,9 @@ class FlowData(NamedTuple):
       std_0: that deviation, which the method says or finds.
     """
 
-    x_1: Float[Array, "num dim"]
+    x_1: Float[Array, "num ..."]
     cond: Float[Array, "num conditions"] | None = None
-    x_0: Float[Array, "num dim"] | None = None
+    x_0: Float[Array, "num ..."] | None = None
     std_0: Float[Array, ""] | None = None
 
 
@@ -61,11 +61,11 @@ class Conditions:
 
 
 class FlowParams(NamedTuple):
-    """What a fit finds: parameters of the network, the source's deviation along each axis, and the conditions it was fitted
+    """What a fit finds: parameters of the network, the source's deviation of each coordinate, and the conditions it was fitted
     with."""
 
     network: PyTree
-    std_0: Float[Array, " dim"]
+    std_0: Float[Array, "*event"]
     conditions: Conditions = Conditions()
 
 
@@ -75,16 +75,16 @@ def flow_data(data, std_0: float | None = None) -> FlowData:
     Data that are one point, or all the same, have no width: their source is of unit deviation.
 
     Args:
-      data: targets [num, dim], a pair (targets, conditions), or `FlowData`.
+      data: targets [num, dim], or of any event shape, a pair (targets, conditions), or `FlowData`.
       std_0: deviation of the source, above 0.
 
     Raises:
-      ValueError: for no data, data that are not [num, dim] or not finite, or conditions or sources of another number.
+      ValueError: for no data, data without an axis of points or not finite, or conditions or sources of another number.
     """
     if not isinstance(data, FlowData):
-        is_pair = isinstance(data, tuple) and len(data) == 2 and np.ndim(data[0]) == 2
+        is_pair = isinstance(data, tuple) and len(data) == 2 and np.ndim(data[0]) >= 2
         data = FlowData(*data) if is_pair else FlowData(data)
-    x_1 = as_points("data", data.x_1).astype(jnp.result_type(float))
+    x_1 = as_points("data", data.x_1, any_event=True).astype(jnp.result_type(float))
     check_finite("data", x_1)
     cond = data.cond
     if cond is not None:
@@ -167,7 +167,7 @@ def check_conditions(cond, num: int, conditions: Conditions) -> Float[Array, "nu
     return cond
 
 
-def sources_of(key: Array | None, params: FlowParams, num: int, x_0=None) -> Float[Array, "num dim"]:
+def sources_of(key: Array | None, params: FlowParams, num: int, x_0=None) -> Float[Array, "num ..."]:
     """Where `num` samples start: at the points that are given, or drawn from the source that a flow was fitted from.
 
     Raises:
@@ -177,8 +177,8 @@ def sources_of(key: Array | None, params: FlowParams, num: int, x_0=None) -> Flo
     if x_0 is None:
         return draw_sources(key, params, num)
     x_0 = as_float("x_0", x_0)
-    if x_0.shape != (num, len(params.std_0)):
-        raise ValueError(f"x_0: expected a start for each sample, {(num, len(params.std_0))}, got shape {x_0.shape}")
+    if x_0.shape != (num, *params.std_0.shape):
+        raise ValueError(f"x_0: expected a start for each sample, {(num, *params.std_0.shape)}, got shape {x_0.shape}")
     check_finite("x_0", x_0)
     return x_0
 
@@ -225,7 +225,7 @@ def check_start(start: FlowParams, network: PyTree, conditions: Conditions) -> P
 
 def draw_ends(
     key: Array, data: FlowData, num: int
-) -> tuple[Float[Array, "num dim"], Float[Array, "num dim"], Float[Array, "num conditions"] | None]:
+) -> tuple[Float[Array, "num ..."], Float[Array, "num ..."], Float[Array, "num conditions"] | None]:
     """Sources, targets and conditions of `num` paths: pairs where there are pairs, else independent."""
     key_index, key_source = jax.random.split(key)
     index = jax.random.randint(key_index, (num,), 0, len(data.x_1))
@@ -236,9 +236,9 @@ def draw_ends(
     return data.std_0 * jax.random.normal(key_source, x_1.shape, x_1.dtype), x_1, cond
 
 
-def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num dim"]:
+def draw_sources(key: Array, params: FlowParams, num: int) -> Float[Array, "num ..."]:
     """Points of the source that a flow was fitted from."""
-    return params.std_0[None] * jax.random.normal(key, (num, len(params.std_0)), params.std_0.dtype)
+    return params.std_0[None] * jax.random.normal(key, (num, *params.std_0.shape), params.std_0.dtype)
 
 
 def map_points(function: Callable, points: PyTree) -> PyTree:

@@ -22,7 +22,7 @@ from gfm_jax.flows.flow_data import (
 )
 from gfm_jax.flows.guidance import guided_velocity
 from gfm_jax.flows.interpolants import interpolate, linear
-from gfm_jax.flows.mean_velocity import jump
+from gfm_jax.flows.mean_velocity import flow_map_step
 from gfm_jax.flows.residuals import Residual, asked_by, check_residual, error_of, lsd, weighted_square
 from gfm_jax.networks import MLP, init_network
 
@@ -37,8 +37,8 @@ class Batch(NamedTuple):
 
     s: Float[Array, " batch"]
     t: Float[Array, " batch"]
-    x_s: Float[Array, "batch dim"]
-    dx_s: Float[Array, "batch dim"]
+    x_s: Float[Array, "batch ..."]
+    dx_s: Float[Array, "batch ..."]
     cond: Float[Array, "batch conditions"] | None
     gamma: Float[Array, " batch"]
 
@@ -62,7 +62,8 @@ def flow_map(
     few; `flow_matching` is cheaper to fit.
 
     Args:
-      network: a flax module `(times [2], x [dim], cond) -> [dim]`, as `networks.TimeMLP`: the mean velocity v_{s,t}(x).
+      network: a flax module `(times [2], x, cond) -> dx`, of one point, as `networks.TimeMLP` or `networks.UNet`: the mean
+        velocity v_{s,t}(x).
       residual: `flows.lsd`, `esd`, `psd_midpoint`, `psd_uniform`, `mean_flow` or `shortcut`, a `Residual` of your own, or its
         error alone.
       diagonal_fraction: fraction of a batch, in (0, 1), that learns v_{t,t} from paths; the others learn from v_{t,t}.
@@ -74,8 +75,8 @@ def flow_map(
       batch_size: points in a batch.
 
     Returns:
-      A flow, fitted by `fit(key, flow, data)`, data [num, dim], a pair (data, cond [num, conditions]) or `FlowData`, and drawn
-      from by `sample`.
+      A flow, fitted by `fit(key, flow, data)`, data [num, dim] or of any event shape, such as images, a pair
+      (data, cond [num, conditions]) or `FlowData`, and drawn from by `sample`.
 
     Raises:
       ValueError: for a number out of range, an unknown stop, a network that cannot be hashed, or guidance by a residual that
@@ -144,6 +145,7 @@ def flow_map(
         here, off = (jax.tree.map(lambda leaf, part=part: leaf[part], batch) for part in _parts(num_diagonal))
         along = jax.vmap(apply)(here.s, here.s, here.x_s, here.cond) - here.dx_s
         errors = jax.vmap(functools.partial(residual_of, apply))(off)
+        along, errors = (error.reshape(len(error), -1) for error in (along, errors))
         terms = [weighted_square(along, weight(here.s, here.s)), weighted_square(errors, weight(off.s, off.t))]
         info = {"diagonal": jnp.mean(jnp.sum(along**2, -1)), "residual": jnp.mean(jnp.sum(errors**2, -1))}
         return jnp.concatenate(terms).mean(), info
@@ -158,7 +160,7 @@ def flow_map(
             return network.apply(params.network["field"], jnp.stack([s, t]), x, of(cond))
 
         velocity = lambda params, t, x, cond=None: mean_velocity(params, t, t, x, cond)
-        move = lambda params, s, t, x, cond=None: jump(s, t, x, mean_velocity(params, s, t, x, cond))
+        move = lambda params, s, t, x, cond=None: flow_map_step(s, t, x, mean_velocity(params, s, t, x, cond))
         return Flow(learner, velocity, move, None if max_guidance is None else with_strength_checked)
 
     def with_strength_checked(strength):

@@ -64,11 +64,12 @@ def flow_matching(
     Use it where samples may cost many evaluations of the network; `flow_map` learns to sample in a few.
 
     Args:
-      network: a flax module `(times [1], x [dim], cond) -> [dim]`, as `networks.TimeMLP`.
+      network: a flax module `(times [1], x, cond) -> dx`, of one point, as `networks.TimeMLP` or `networks.UNet`.
       interpolant: the path, (alpha, beta).
       times: `(key, num) -> t [num]`, the law of flow times, of `flows.times`.
-      coupling: `(key, x_0, x_1) -> index`, which pairs the sources of a batch with the targets `x_1[index]`, such as
-        `flows.sinkhorn`; None for independent ones. For pairs that are known hand `FlowData(x_1, x_0=...)` to `fit`.
+      coupling: `(key, x_0, x_1) -> index`, of points [num, dim], which pairs the sources of a batch with the targets
+        `x_1[index]`, such as `flows.sinkhorn`; None for independent ones. For pairs that are known hand
+        `FlowData(x_1, x_0=...)` to `fit`.
       targets: `EmpiricalTargets` for the mean velocity over points of the data set; None for the velocity of each path.
       std_0: standard deviation of the source N(0, std_0^2 I), above 0.
       condition_dropout: probability in [0, 1) that a path is learned without its condition, zeros in its place; above 0 the
@@ -76,8 +77,8 @@ def flow_matching(
       batch_size: paths in a batch.
 
     Returns:
-      A flow, fitted by `fit(key, flow, data)`, data [num, dim], a pair (data, cond [num, conditions]) or `FlowData`, and drawn
-      from by `sample`.
+      A flow, fitted by `fit(key, flow, data)`, data [num, dim] or of any event shape, such as images, a pair
+      (data, cond [num, conditions]) or `FlowData`, and drawn from by `sample`.
 
     Raises:
       ValueError: for a number out of range, a network that cannot be hashed, or empirical targets with a coupling; in `fit` for
@@ -127,7 +128,7 @@ def flow_matching(
             own, index = draw_reference_points(key_index, len(data.x_1), batch_size, *targets)
             x_1 = data.x_1[own]
         if coupling is not None:
-            x_1 = x_1[coupling(jax.random.fold_in(key, 3), x_0, x_1)]
+            x_1 = x_1[coupling(jax.random.fold_in(key, 3), *(x.reshape(batch_size, -1) for x in (x_0, x_1)))]
         t = times(key_time, batch_size).astype(x_1.dtype)
         path = jax.vmap(functools.partial(interpolate, interpolant))(t, x_0, x_1)
         if targets is not None:
@@ -172,7 +173,7 @@ def empirical_flow_matching(
     .. math:: \min_\theta E | v_\theta(t, x_t) - \hat u_M(t, x_t; b) |^2, \qquad b^{(1)} = x_1
 
     Args:
-      network: a flax module `(times [1], x [dim], cond) -> [dim]`, as `networks.TimeMLP`.
+      network: a flax module `(times [1], x, cond) -> dx`, of one point, as `networks.TimeMLP` or `networks.UNet`.
       num_reference_points: M, at least 1; where the batch shares its reference points, at least `batch_size`.
       sharing, replacement: as in `EmpiricalTargets`.
       interpolant, std_0, batch_size: as in `flow_matching`.

@@ -11,8 +11,8 @@ __all__ = ["guide", "guided", "guided_velocity"]
 
 
 def guided_velocity(
-    conditional: Float[Array, " dim"], unconditional: Float[Array, " dim"], strength: Float[Array, ""] | float
-) -> Float[Array, " dim"]:
+    conditional: Float[Array, "*event"], unconditional: Float[Array, "*event"], strength: Float[Array, ""] | float
+) -> Float[Array, "*event"]:
     r"""Classifier-free guidance: q = v(x; 0) + a (v(x; c) - v(x; 0)); 1 is the conditional velocity itself.
 
     With it as the teacher a map learns the guided flow. How to build a consistency model, arXiv 2505.18825, its section on

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Shaped
 
 from gfm_jax.checks import as_float
 
-__all__ = ["jump", "velocity_of"]
+__all__ = ["flow_map_step", "velocity_of"]
 
 
-def jump(
+def flow_map_step(
     s: Float[Array, "*#n"] | float,
     t: Float[Array, "*#n"] | float,
     x: Float[Array, "*n"],

@@ -1,8 +1,8 @@
 r"""Self-distillation: what the mean velocity v_{s,t} of a flow map owes to its own velocity v_{t,t}.
 
 X_{s,t}(x) = x + (t - s) v_{s,t}(x), and v_{t,t} is learned from paths. Each residual is that of ONE point x at s on its path,
-[dim], and zero for the exact map. Its teacher is the live network; where its gradient stops is the argument `stop`. How to
-build a consistency model, arXiv 2505.18825.
+of its shape, and zero for the exact map. Its teacher is the live network; where its gradient stops is the argument `stop`.
+How to build a consistency model, arXiv 2505.18825.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfm_jax.flows.mean_velocity import jump
+from gfm_jax.flows.mean_velocity import flow_map_step
 from gfm_jax.flows.times import dyadic, triangle
 
 __all__ = [
@@ -42,11 +42,11 @@ def lagrangian(
     v: MeanVelocity,
     s: Float[Array, ""],
     t: Float[Array, ""],
-    x: Float[Array, " dim"],
+    x: Float[Array, "*event"],
     *,
     stop: Literal["teacher", "point", "none"] = "teacher",
     teacher: Velocity | None = None,
-) -> Float[Array, " dim"]:
+) -> Float[Array, "*event"]:
     r"""The map moves on, where it arrives, with the velocity that is there (LSD).
 
     .. math:: \partial_t X_{s,t}(x) - \mathrm{sg}\big(v_{t,t}(X_{s,t}(x))\big)
@@ -63,7 +63,7 @@ def lagrangian(
     """
     _choose(stop, ("teacher", "point", "none"))
     teacher = teacher or (lambda t, x: v(t, t, x))
-    x_t, dx_t = jax.jvp(lambda t: jump(s, t, x, v(s, t, x)), (t,), (jnp.ones_like(t),))
+    x_t, dx_t = jax.jvp(lambda t: flow_map_step(s, t, x, v(s, t, x)), (t,), (jnp.ones_like(t),))
     target = teacher(t, x_t if stop == "none" else jax.lax.stop_gradient(x_t))
     return dx_t - (jax.lax.stop_gradient(target) if stop == "teacher" else target)
 
@@ -72,12 +72,12 @@ def eulerian(
     v: MeanVelocity,
     s: Float[Array, ""],
     t: Float[Array, ""],
-    x: Float[Array, " dim"],
+    x: Float[Array, "*event"],
     *,
     stop: Literal["teacher", "velocity", "bracket", "none"] = "teacher",
     teacher: Velocity | None = None,
-    tangent: Float[Array, " dim"] | None = None,
-) -> Float[Array, " dim"]:
+    tangent: Float[Array, "*event"] | None = None,
+) -> Float[Array, "*event"]:
     r"""Where the map arrives does not depend on when along the flow it is asked (ESD).
 
     .. math:: \partial_s X_{s,t}(x) + \mathrm{sg}\big(\nabla X_{s,t}(x) \, v_{s,s}(x)\big)
@@ -102,7 +102,7 @@ def eulerian(
     if stop == "bracket":
         v_st, dv = jax.jvp(lambda s, x: v(s, t, x), (s, x), (one, w))
         return v_st - jax.lax.stop_gradient(w + (t - s) * dv)
-    flow_map = lambda s, x: jump(s, t, x, v(s, t, x))
+    flow_map = lambda s, x: flow_map_step(s, t, x, v(s, t, x))
     if stop != "teacher":
         return jax.jvp(flow_map, (s, x), (one, w))[1]
     d_s = jax.jvp(lambda s: flow_map(s, x), (s,), (one,))[1]
@@ -113,12 +113,12 @@ def progressive(
     v: MeanVelocity,
     s: Float[Array, ""],
     t: Float[Array, ""],
-    x: Float[Array, " dim"],
+    x: Float[Array, "*event"],
     gamma: Float[Array, ""] | float = 0.5,
     *,
     stop: Literal["teacher", "point", "none"] = "teacher",
-) -> Float[Array, " dim"]:
-    r"""One jump is two shorter ones (PSD).
+) -> Float[Array, "*event"]:
+    r"""One step is two shorter ones (PSD).
 
     .. math:: v_{s,t}(x) - \mathrm{sg}\big((1 - \gamma) v_{s,u}(x) + \gamma v_{u,t}(X_{s,u}(x))\big), \qquad
        u = \gamma s + (1 - \gamma) t
@@ -131,12 +131,12 @@ def progressive(
       s, t: the two times, s <= t.
       x: the point at s.
       gamma: in [0, 1]: 1/2 for the midpoint (PSD-M), uniform for PSD-U.
-      stop: "teacher" stops both shorter jumps; "point" only the point between them; "none" nothing.
+      stop: "teacher" stops both shorter steps; "point" only the point between them; "none" nothing.
     """
     _choose(stop, ("teacher", "point", "none"))
     u = gamma * s + (1 - gamma) * t
     first = v(s, u, x)
-    x_u = jump(s, u, x, first)
+    x_u = flow_map_step(s, u, x, first)
     second = v(u, t, x_u if stop == "none" else jax.lax.stop_gradient(x_u))
     target = (1 - gamma) * first + gamma * second
     return v(s, t, x) - (jax.lax.stop_gradient(target) if stop == "teacher" else target)
@@ -146,11 +146,11 @@ def mean_flow_error(
     v: MeanVelocity,
     s: Float[Array, ""],
     t: Float[Array, ""],
-    x: Float[Array, " dim"],
-    dx: Float[Array, " dim"],
+    x: Float[Array, "*event"],
+    dx: Float[Array, "*event"],
     *,
     stop: Literal["teacher", "velocity", "bracket", "none"] = "bracket",
-) -> Float[Array, " dim"]:
+) -> Float[Array, "*event"]:
     r"""The Eulerian residual with dx, the velocity of the path at s, for v_{s,s}(x): Mean Flow, arXiv 2505.13447."""
     return eulerian(v, s, t, x, stop=stop, tangent=dx)
 
@@ -159,8 +159,8 @@ class Residual(NamedTuple):
     """A law that a flow map obeys, by how far a mean velocity is from it.
 
     Attributes:
-      error: `(v, s, t, x) -> r [dim]` of one point, zero for the exact map. It is also given what it asks for by name among
-        `stop` and `gamma`, as below, `dx`, the velocity of the path at s, and `teacher`, `(t, x) -> velocity`, under guidance.
+      error: `(v, s, t, x) -> r` of one point, in its shape, zero for the exact map. It is also given what it asks for by name
+        among `stop` and `gamma`, as below, `dx`, the velocity of the path at s, and `teacher`, `(t, x) -> velocity`, under guidance.
       stop: where the teacher's gradient stops; None for the error's own default.
       gamma: in [0, 1], where a progressive residual splits a step; None to draw it uniformly.
       times: `(key, num) -> (s, t)`, the law of the two times s <= t, of `flows.times`.
@@ -185,7 +185,7 @@ def asked_by(residual: Residual) -> set[str]:
     return set(inspect.signature(residual.error).parameters)
 
 
-def error_of(residual: Residual, v: MeanVelocity, s, t, x, *, gamma, dx, teacher=None) -> Float[Array, " dim"]:
+def error_of(residual: Residual, v: MeanVelocity, s, t, x, *, gamma, dx, teacher=None) -> Float[Array, "*event"]:
     """The error of one point, given what it asks for."""
     given = {"gamma": gamma, "dx": dx, "teacher": teacher, "stop": residual.stop}
     given = {name: value for name, value in given.items() if value is not None and name in asked_by(residual)}

@@ -21,11 +21,11 @@ def sample(
     num: int | None = None,
     cond: Float[Array, "num conditions"] | None = None,
     *,
-    x_0: Float[Array, "num dim"] | None = None,
+    x_0: Float[Array, "num ..."] | None = None,
     num_steps: int | None = None,
     solver: Any = None,
     temperature: float | None = None,
-) -> Float[Array, "num dim"]:
+) -> Float[Array, "num ..."]:
     r"""Draws samples of a fitted flow, or of a generator of weights.
 
     .. math:: x_0 \sim p_0, \qquad \dot x = v(t, x), \; x(0) = x_0, \qquad \text{or} \qquad
@@ -43,7 +43,7 @@ def sample(
       temperature: scales the deviation of a Gaussian source, 1 by default; of generators of weights alone.
 
     Returns:
-      Samples [num, dim].
+      Samples, [num, dim] or of the event shape of what was fitted to.
 
     Raises:
       ValueError: for a number below 1, conditions or starting points of another number or length than the fit had, and as the

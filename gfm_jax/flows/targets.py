@@ -40,7 +40,7 @@ def flow_matching_loss(
 
 def empirical_path(
     path: PathSample,
-    reference_points: Shaped[Array, "*batch num dim"],
+    reference_points: Shaped[Array, "..."],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),
@@ -54,8 +54,8 @@ def empirical_path(
     Algorithm 2 and Proposition 2. In the paper's equation 8 the softmax runs over the data set; it has to run over b.
 
     Args:
-      path: a batch of points on paths of that interpolant from that source, [batch, dim].
-      reference_points: b, [batch, M, dim] with each sample's own x_1 in it, or [M, dim] with all of them, as
+      path: a batch of points on paths of that interpolant from that source, [batch, *event].
+      reference_points: b, [batch, M, *event] with each sample's own x_1 in it, or [M, *event] with all of them, as
         `draw_reference_points` draws them. Without the own x_1 the target is biased.
       interpolant: the pair (alpha, beta).
       source: mean and standard deviation of the Gaussian source.
@@ -65,13 +65,14 @@ def empirical_path(
     """
 
     reference_points = as_float("reference_points", reference_points)
-    if (
-        reference_points.ndim not in (2, 3)
-        or not reference_points.shape[-2]
-        or reference_points.shape[-1] != path.x_t.shape[-1]
-    ):
-        raise ValueError(f"reference_points: expected [batch, M, dim] or [M, dim], got shape {reference_points.shape}")
-    if reference_points.ndim == 3 and len(reference_points) != len(path.x_t):
+    event = path.x_t.shape[1:]
+    sets = reference_points.shape[: reference_points.ndim - len(event)]
+    if len(sets) not in (1, 2) or not sets[-1] or reference_points.shape[len(sets) :] != event:
+        wanted = ", ".join(map(str, event))
+        raise ValueError(
+            f"reference_points: expected [batch, M, {wanted}] or [M, {wanted}], got shape {reference_points.shape}"
+        )
+    if len(sets) == 2 and len(reference_points) != len(path.x_t):
         raise ValueError(
             f"reference_points: expected a set for each of {len(path.x_t)} samples, got {len(reference_points)}"
         )
@@ -80,5 +81,5 @@ def empirical_path(
         mean = posterior(points, t, x_t, interpolant=interpolant, source=source, chunk=points.shape[0]).mean
         return velocity_to(interpolant, t, x_t, mean)
 
-    own_set = 0 if reference_points.ndim == 3 else None
+    own_set = 0 if len(sets) == 2 else None
     return path._replace(dx_t=jax.vmap(target, in_axes=(0, 0, own_set))(path.t, path.x_t, reference_points))

@@ -17,7 +17,7 @@ SLOTS = ("mu", "nu", "trace")  # of the optimizer's state, under optax's names
 TINY = 1e-12
 MOST_STEPS = 1e9  # what a rate over its own mean is cut off at: no mean, where all rates so far were 0
 HUGE = 1e15  # gradients and slots are cut off here: float32 holds their squares and the sums of these
-NOT_SEEN = 2.0  # the progress of a save that was not observed: beyond every share of the prefix
+NOT_SEEN = 2.0  # the progress of a save that was not observed: beyond every fraction of the prefix
 
 
 class Evidence(NamedTuple):
@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
     Attributes:
       step, time: the clocks of all saves; those not seen stand still.
       seen: which saves were observed.
-      progress: share of the observed steps at each save; 2 where not seen.
+      progress: fraction of the observed steps at each save; 2 where not seen.
       steps: weights of a save less those of the one before it; zero where not seen.
       first, origin: the first and the last observed weights.
       average: mean over the last eighth of the prefix.
@@ -159,8 +159,8 @@ def _of_run(run, time, progress, last):
     log_square = jnp.log(run.square.astype(jnp.float32) + TINY)
     rate = run.rate[last].astype(jnp.float32) * run.step[last].astype(jnp.float32)
     highest = jnp.where((progress > 7 / 8) & (progress <= 1), log_loss, log_loss[last]).max()
-    shares = {"2_8": 1 / 4, "4_8": 1 / 2, "6_8": 3 / 4, "7_8": 7 / 8}
-    before = {name: jnp.argmin(jnp.abs(progress - share)) for name, share in shares.items()}
+    fractions = {"2_8": 1 / 4, "4_8": 1 / 2, "6_8": 3 / 4, "7_8": 7 / 8}
+    before = {name: jnp.argmin(jnp.abs(progress - fraction)) for name, fraction in fractions.items()}
     before |= {"second_last": jnp.maximum(last - 2, 0), "last": jnp.maximum(last - 1, 0)}
     loss, gradient = (_levels(x, progress, last) for x in (log_loss, log_square))
     curvature = run.curvature
@@ -183,7 +183,7 @@ def _of_run(run, time, progress, last):
 
 
 def _levels(x, progress, last):
-    """Means over four shares of the prefix, from its second quarter to its last eighth; where a share holds no save, the
+    """Means over four parts of the prefix, from its second quarter to its last eighth; where a part holds no save, the
     last value."""
     names = ("second_quarter", "third_quarter", "seventh_eighth", "last_eighth")
     bounds = jnp.array([1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])

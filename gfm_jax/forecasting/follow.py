@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Horizon
-from gfm_jax.flows import jump
+from gfm_jax.flows import flow_map_step
 from gfm_jax.forecasting.field import FieldParams, Move, move
 from gfm_jax.solve import solve_flow
 
@@ -25,7 +25,7 @@ def log_time(now: Horizon, moment: Horizon) -> Float[Array, "*n"]:
 def displacement(field: FieldParams, step: Move) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Displacement at t in one step from s, and the logarithm of its expected error, in units of the features' scale."""
     mean_velocity, log_error = move(field, step)
-    return jump(clock(step.now, step.s), clock(step.now, step.t), step.x_s, mean_velocity), log_error
+    return flow_map_step(clock(step.now, step.s), clock(step.now, step.t), step.x_s, mean_velocity), log_error
 
 
 def solved_displacement(field: FieldParams, step: Move) -> Float[Array, "*n"]:

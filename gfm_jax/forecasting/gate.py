@@ -40,17 +40,17 @@ def choose(
 
 
 def line_search(
-    origin: Float[Array, " dim"], forecast: Float[Array, " dim"], shares: tuple[float, ...]
-) -> Float[Array, "shares dim"]:
+    origin: Float[Array, " dim"], forecast: Float[Array, " dim"], fractions: tuple[float, ...]
+) -> Float[Array, "fractions dim"]:
     """Candidates on the way from the last observed weights to a forecast, and beyond it.
 
     Args:
       origin, forecast: weights [dim].
-      shares: of the way, at least one; 0 is the origin, 1 the forecast.
+      fractions: of the way, at least one; 0 is the origin, 1 the forecast.
 
     Raises:
-      ValueError: for no shares.
+      ValueError: for no fractions.
     """
-    if not len(shares):
-        raise ValueError("shares: expected at least one, got none")
-    return origin[None] + jnp.array(shares)[:, None] * (forecast - origin)[None]
+    if not len(fractions):
+        raise ValueError("fractions: expected at least one, got none")
+    return origin[None] + jnp.array(fractions)[:, None] * (forecast - origin)[None]

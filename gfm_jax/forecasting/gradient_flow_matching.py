@@ -120,7 +120,7 @@ def flow_map(
     >>> import gfm_jax as gfm, jax, jax.numpy as jnp, optax
     >>> task = gfm.linear_regression(jax.random.key(0), 20, 3)
     >>> keys, rates = jax.random.split(jax.random.key(1), 8), jnp.full((8, 40), 0.1)
-    >>> runs = gfm.record_many(keys, task, optax.sgd, rates, gfm.save_steps(40, 20))
+    >>> runs = gfm.record(keys, task, optax.sgd, rates, gfm.save_steps(40, 20))
     >>> forecaster = gfm.forecasting.flow_map(widths=(8,), batch_size=64)
     >>> params, info = gfm.fit(jax.random.key(2), forecaster, runs, num_steps=2)
     >>> gfm.forecast(forecaster, params, runs, observed=0.5).weights.shape

@@ -125,7 +125,7 @@ def recent_steps(seen: Evidence) -> Float[Array, " steps"]:
 
 
 def _speeds(seen, squares):
-    """Root mean square speed, per length of the prefix, of the last two segments and of shares of the prefix."""
+    """Root mean square speed, per length of the prefix, of the last two segments and of parts of the prefix."""
     squares = squares / jnp.maximum(jnp.diff(seen.step), 1e-3)[None] ** 2
     last, until = seen.seen.sum() - 1, seen.progress[1:]
     save = jnp.arange(1, len(seen.step))

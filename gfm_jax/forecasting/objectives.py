@@ -125,18 +125,18 @@ def draw_moves(
 def draw_path(draws: Draws, key: Array, windows: Sequence[Windows]):
     """The documented interpolant, linear between adjacent saves, its velocity in the clock log(time); and, a quarter as
     many, jumps from the last observed save."""
-    key_pairs, key_share, key_tube, key_jumps = jax.random.split(key, 4)
+    key_pairs, key_fraction, key_noise, key_jumps = jax.random.split(key, 4)
     pairs = _draw_pairs(
         key_pairs, windows, draws.batch_size, draws.now_probability, draws.final_probability, adjacent=True
     )
-    share = jax.random.uniform(key_share, pairs.x_s.shape)
-    path = jax.vmap(functools.partial(interpolate, linear))(share, pairs.x_s, pairs.x_t)
-    between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.s, pairs.t)
+    fraction = jax.random.uniform(key_fraction, pairs.x_s.shape)
+    path = jax.vmap(functools.partial(interpolate, linear))(fraction, pairs.x_s, pairs.x_t)
+    between = jax.tree.map(lambda a, b: a + fraction * (b - a), pairs.s, pairs.t)
     elapsed = pairs.t.time - pairs.s.time
     still = elapsed <= 1e-9 * pairs.t.time  # at a rate of 0 nothing moves, and no velocity is defined
     clock_speed = jnp.where(still, 1, elapsed / jnp.maximum(between.time, 1e-30))
     weight = jnp.where(still, 0, pairs.weight)
-    near = path.x_t + draws.path_noise * jax.random.normal(key_tube, share.shape)
+    near = path.x_t + draws.path_noise * jax.random.normal(key_noise, fraction.shape)
     step = Move(pairs.features, pairs.now, between, between, near)
     jumps = draw_moves(draws._replace(batch_size=draws.batch_size // 4, now_probability=1.0), key_jumps, windows)
     return (step, path._replace(dx_t=path.dx_t / clock_speed), weight), jumps
@@ -165,10 +165,10 @@ def lagrangian_residual(field: FieldParams, off: Move, slope: Horizon) -> Float[
 
 def draw_path_and_moves(draws: Draws, key: Array, windows: Sequence[Windows]):
     """As for a velocity, and a third as many moves that end between two saves, with the slopes of step and rate there."""
-    key_path, key_moves, key_share = jax.random.split(key, 3)
+    key_path, key_moves, key_fraction = jax.random.split(key, 3)
     pairs = _draw_pairs(key_moves, windows, draws.batch_size // 3, draws.now_probability, draws.final_probability)
-    share = jax.random.uniform(key_share, pairs.x_s.shape)
-    between = jax.tree.map(lambda a, b: a + share * (b - a), pairs.before, pairs.t)
+    fraction = jax.random.uniform(key_fraction, pairs.x_s.shape)
+    between = jax.tree.map(lambda a, b: a + fraction * (b - a), pairs.before, pairs.t)
     elapsed = pairs.t.time - pairs.before.time
     still = elapsed <= 1e-6 * pairs.t.time  # at a rate of 0: steps and rates have no slope in time
     slope = jax.tree.map(

@@ -18,7 +18,7 @@ def save_at(run: Trajectory, fraction: float) -> int:
       ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction: expected a share of the run in (0, 1), got {fraction}")
+        raise ValueError(f"fraction: expected a fraction of the run in (0, 1), got {fraction}")
     steps = np.asarray(run.step).reshape(-1, run.step.shape[-1])[0]
     index = int(np.abs(steps / steps[-1] - fraction).argmin())
     if not 1 <= index < len(steps) - 1:

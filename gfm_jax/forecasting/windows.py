@@ -85,7 +85,7 @@ def cut(
 
     Args:
       runs: led by [runs, saves].
-      fractions: shares of the run that are observed, each in (0, 1).
+      fractions: fractions of the run that are observed, each in (0, 1).
       feature_dropout: sets of parts ("gradient", "loss", "curvature", ...) and slots ("mu", ...) of the record; for each
         set one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
@@ -137,14 +137,14 @@ def cut(
 
 def _check_cuts(runs, fractions, feature_dropout):
     if not len(fractions):
-        raise ValueError("fractions: expected at least one share of a run to observe, got none")
+        raise ValueError("fractions: expected at least one fraction of a run to observe, got none")
     known = {*OPTIONAL, *SLOTS, *(runs.state or {})}
     if unknown := {name for names in feature_dropout for name in names} - known:
         raise ValueError(
             f"feature_dropout: expected names among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
         )
-    shares = np.asarray(runs.step) / np.asarray(runs.step)[:, -1:]
-    apart = np.abs(shares - shares[:1]).max(axis=1)
+    progress = np.asarray(runs.step) / np.asarray(runs.step)[:, -1:]
+    apart = np.abs(progress - progress[:1]).max(axis=1)
     if (apart > 0.05).any():
         raise ValueError(
             f"runs: expected saves at like fractions of all runs of a batch, got run {int(apart.argmax())} whose saves lie "

@@ -17,5 +17,5 @@ def sinusoids(t: Float[Array, "*times"], num: int, highest: float = 8.0) -> Floa
 
 
 def since_first(times: Float[Array, " times"]) -> Float[Array, " times"]:
-    """(s, t) as (s, t - s): where the jump starts and how far it goes."""
+    """(s, t) as (s, t - s): where a flow-map step starts and how far it goes."""
     return jnp.concatenate([times[:1], times[1:] - times[:1]])

@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A field as a perceptron: `(times [k], x [dim], cond) -> [dim]`, of one point.
+    """A field as a perceptron: `(times [k], x, cond) -> dx`, of one point, whose coordinates it takes as a vector.
 
     Attributes:
       widths: of the hidden layers.
@@ -59,5 +59,6 @@ class TimeMLP(nn.Module):
     def __call__(self, times, x, cond=None):
         if self.num_sinusoids:
             times = sinusoids(since_first(times), self.num_sinusoids).reshape(-1)
-        inputs = [times.astype(x.dtype), x / self.scale] + ([] if cond is None else [cond])
-        return MLP((*self.widths, x.shape[-1]), self.activation, name="mlp")(jnp.concatenate(inputs))
+        inputs = [times.astype(x.dtype), x.ravel() / self.scale] + ([] if cond is None else [cond])
+        out = MLP((*self.widths, x.size), self.activation, name="mlp")(jnp.concatenate(inputs))
+        return out.reshape(x.shape)

@@ -12,7 +12,7 @@ __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """`(times [k], x [height * width * colours], cond) -> x's shape`, of one image.
+    """`(times [k], x, cond) -> dx`, of one image [height, width, colours], or of its pixels as a vector.
 
     Halved between levels, doubled on the way back, with skips; self-attention at the coarsest one. Every operation has a
     forward derivative: attention is plain products and a softmax, not a kernel with a derivative of its own.

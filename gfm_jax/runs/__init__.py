@@ -6,7 +6,7 @@ from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structure
 from gfm_jax.runs.few_shot import ByClass, by_class, class_subsets, draw_support, few_shot, labels_among
 from gfm_jax.runs.minibatches import branched, minibatch_indices
 from gfm_jax.runs.quadratic import quadratic
-from gfm_jax.runs.recorder import record, record_many, save_steps
+from gfm_jax.runs.recorder import record, save_steps
 from gfm_jax.runs.recording_checks import PARTS
 from gfm_jax.runs.regression import (
     gradient_descent_end,
@@ -46,7 +46,6 @@ __all__ = [
     "optimizer_slots",
     "quadratic",
     "record",
-    "record_many",
     "record_to_disk",
     "save_steps",
     "streamed",

@@ -27,9 +27,9 @@ def take(runs: Trajectory, index: int | slice | Sequence | np.ndarray | Array) -
       ValueError: for a single run, or an index out of range.
 
     >>> import jax, jax.numpy as jnp, optax
-    >>> from gfm_jax.runs import linear_regression, record_many, save_steps
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
     >>> task, keys = linear_regression(jax.random.key(0), 20, 3), jax.random.split(jax.random.key(1), 4)
-    >>> runs = record_many(keys, task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
+    >>> runs = record(keys, task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
     >>> take(runs, [0, 2]).weights.shape == (2, *runs.weights.shape[1:])
     True
     """
@@ -71,9 +71,9 @@ def split(runs: Trajectory, num: int | float) -> tuple[Trajectory, Trajectory]:
       ValueError: for a single run, or a number that leaves one part empty.
 
     >>> import jax, jax.numpy as jnp, optax
-    >>> from gfm_jax.runs import linear_regression, record_many, save_steps
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
     >>> task, keys = linear_regression(jax.random.key(0), 20, 3), jax.random.split(jax.random.key(1), 4)
-    >>> train, test = split(record_many(keys, task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5)), 3)
+    >>> train, test = split(record(keys, task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5)), 3)
     >>> len(train.weights), len(test.weights)
     (3, 1)
     """

@@ -1,5 +1,6 @@
 """Classification by any network, trained on minibatches."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,12 +13,14 @@ from gfm_jax.runs.minibatches import minibatch_indices
 __all__ = ["classification"]
 
 
-def classification(network: Network, data: PyTree, batch_size: int, *, num_classes: int = 10) -> Task:
+def classification(
+    network: Network | nn.Module, data: PyTree, batch_size: int, *, num_classes: int | None = None
+) -> Task:
     r"""The cross-entropy of a classifier, on minibatches drawn without replacement within each epoch.
 
     .. math:: L(w) = -\frac{1}{B} \sum_b \log \mathrm{softmax}(f_w(x_b))_{y_b}
 
-    Its `variety`: `label_noise`, the share of training labels replaced, once a run, by random ones; `data_noise`, the
+    Its `variety`: `label_noise`, the fraction of training labels replaced, once a run, by random ones; `data_noise`, the
     standard deviation of Gaussian noise added to inputs at each step; `init_scale`, a factor on the initial weights.
 
     Inputs that are Booleans or integers of 8 or 16 bits (`uint8` images as `load_dataset` gives them) are stored as they
@@ -25,10 +28,11 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
     as indices for an embedding, unless noise is added.
 
     Args:
-      network: any `init(key)` and `apply(weights, inputs) -> logits [batch, num_classes]`.
-      data: `{split: (inputs [num, ...], labels int [num])}` with a split "train".
+      network: a flax module `(inputs) -> logits [batch, num_classes]`, or any `Network` of `init(key)` and
+        `apply(weights, inputs)`.
+      data: (inputs [num, ...], labels int [num]) to train on, or `{split: (inputs, labels)}` with a split "train".
       batch_size: examples a step, at most the size of the training split.
-      num_classes: number of classes.
+      num_classes: number of classes; None for one more than the largest label.
 
     Returns:
       The task; `evaluate` gives `loss` and `accuracy` over a split.
@@ -36,11 +40,23 @@ def classification(network: Network, data: PyTree, batch_size: int, *, num_class
     Raises:
       ValueError: for a batch larger than the training split, inputs that are not finite, labels that are no integers or out of
         range; in the loss, for a network with less outputs than classes.
+
+    >>> import gfm_jax as gfm
+    >>> net = nn.Sequential([lambda x: x.reshape(len(x), -1) / 255, nn.Dense(10)])
+    >>> task = classification(net, gfm.load_dataset("digits"), batch_size=64)
+    >>> weights = task.init(jax.random.key(0))
+    >>> sorted(task.evaluate(weights, task.data["train"]))
+    ['accuracy', 'loss']
     """
-    check_splits(data, num_classes)
+    data = data if isinstance(data, dict) else {"train": data}
+    num_classes = check_splits(data, num_classes)
     num_train = len(data["train"][0])
     if not 1 <= batch_size <= num_train:
         raise ValueError(f"batch_size: expected 1..{num_train}, the size of the training split, got {batch_size}")
+
+    if isinstance(network, nn.Module):
+        module, example = network, as_inputs(jnp.asarray(data["train"][0][:1]))
+        network = Network(lambda key: module.init(key, example), module.apply)
 
     def init(key, variety=None):
         scale = (variety or {}).get("init_scale", 1.0)

@@ -15,8 +15,8 @@ def as_inputs(inputs: Array) -> Array:
     return inputs.astype(jnp.float32) if small else inputs
 
 
-def check_splits(data: PyTree, num_classes: int) -> None:
-    """Raises ValueError for data that are no `{"train": (inputs, labels), ...}`, or as `check_labelled`."""
+def check_splits(data: PyTree, num_classes: int | None) -> int:
+    """The number of classes; ValueError for data that are no `{"train": (inputs, labels), ...}`, or as `check_labelled`."""
     if not isinstance(data, dict) or "train" not in data:
         got = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"data: expected a dict of splits, with 'train' among them, got {got}")
@@ -24,17 +24,20 @@ def check_splits(data: PyTree, num_classes: int) -> None:
         if not isinstance(parts, tuple | list) or len(parts) != 2:
             raise ValueError(f"data[{split!r}]: expected (inputs, labels), got {type(parts).__name__}")
         check_labelled(*parts, num_classes, f"data[{split!r}]")
+    if num_classes is None and is_traced(data):
+        raise ValueError("num_classes: expected a number where the labels are traced, got None")
+    return 1 + max(int(np.max(labels)) for _, labels in data.values()) if num_classes is None else num_classes
 
 
 def check_labelled(
-    inputs: Array | np.ndarray | list, labels: Array | np.ndarray | list, num_classes: int, name: str
+    inputs: Array | np.ndarray | list, labels: Array | np.ndarray | list, num_classes: int | None, name: str
 ) -> None:
     """Raises ValueError for inputs that are not finite numbers, or labels that are no integers in 0..num_classes-1, one a row.
 
     Args:
       inputs: [num, ...].
       labels: [num].
-      num_classes: at least 1.
+      num_classes: at least 1; None for as many as there are.
       name: of the examples, for the message.
     """
     inputs, labels = (part if hasattr(part, "dtype") else np.asarray(part) for part in (inputs, labels))
@@ -52,9 +55,10 @@ def check_labelled(
         raise ValueError(f"{name}: expected at least one example, got none")
     if is_traced(inputs, labels):
         return  # values are not known
-    found = np.asarray(labels)
-    if not 0 <= int(found.min()) <= int(found.max()) < num_classes:
-        raise ValueError(f"{name}: expected labels in 0..{num_classes - 1}, got {int(found.min())}..{int(found.max())}")
+    least, most = int(np.min(labels)), int(np.max(labels))
+    if not 0 <= least <= most < (most + 1 if num_classes is None else num_classes):
+        wanted = "from 0 on" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise ValueError(f"{name}: expected labels {wanted}, got {least}..{most}")
     if is_one(of_inputs, jnp.floating):
         known = np.asarray(inputs)
         known = known.astype(np.float32) if known.dtype.itemsize < 4 else known

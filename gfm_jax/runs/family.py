@@ -41,7 +41,7 @@ class TaskFamily(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """Runs of one task and one optimizer, ready for `record_many`: keys, learning rates and variety are led by [runs]."""
+    """Runs of one task and one optimizer, ready for `record`: keys, learning rates and variety are led by [runs]."""
 
     task: Task
     optimizer: Callable[..., optax.GradientTransformation]

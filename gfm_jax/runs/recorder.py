@@ -1,4 +1,4 @@
-"""Recording training runs: one run as a pure function, many of them in one compiled call."""
+"""Recording training runs: one, or many side by side, in one compiled call."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from gfm_jax.base import Task, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.pytrees import place
-from gfm_jax.runs.recording_checks import PARTS, check_key, check_recording
+from gfm_jax.runs.recording_checks import PARTS, check_recording, check_runs, check_saves
 from gfm_jax.runs.training_loop import train
-from gfm_jax.runs.update_plan import cached_plan, plan_of, warn_of_slots, weights_of
+from gfm_jax.runs.update_plan import cached_plan, warn_of_slots
 
-__all__ = ["record", "record_many", "save_steps"]
+__all__ = ["record", "save_steps"]
 
 
 def save_steps(num_steps: int, num_saves: int, spacing: str = "even") -> np.ndarray:
@@ -49,152 +49,132 @@ def record(
     key: Array,
     task: Task,
     optimizer: Callable[..., optax.GradientTransformation],
-    learning_rate: Float[Array | np.ndarray, " num_steps"] | Int[Array | np.ndarray, " num_steps"] | Sequence[float],
-    saves: Sequence[int] | np.ndarray | Array,
-    *,
-    keep: Sequence[str] = PARTS,
-    dtype: DTypeLike = jnp.float32,
-    variety: PyTree = None,
-) -> Trajectory:
-    r"""Trains once and records the run. Pure: wrap it in `jax.jit`, or use `record_many`.
-
-    .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla L_k(w_k), s_k), \qquad
-       time_k = \sum_{j < k,\, \text{taken}} \mathrm{lr}_j
-
-    The optimizer looks its rate up by its own count of steps, as in any optax loop. Where a wrapper leaves steps out
-    (`optax.MultiSteps`, `optax.apply_if_finite`, SAM in transparent mode), `time` is the sum of the rates that were used, and
-    `learning_rate` the rate used last.
-
-    Any optax optimizer can be recorded that takes its rate as a schedule. Of `value`, `grad`, `value_fn` and `grad_fn` of the
-    step's minibatch it gets those that it asks for (`optax.lbfgs`, `optax.contrib.momo`, `optax.contrib.sam`,
-    `optax.contrib.reduce_on_plateau`, `gfm_jax.optimizers.heun`). `optax.lookahead` is refused: its parameters are a pair.
-
-    Differentiable in forward mode only (`jax.jvp`, `jax.jacfwd`): its loops have lengths that differ from segment to segment.
-
-    Args:
-      key: randomness of the initial weights and of the draws: one key.
-      task: what is trained.
-      optimizer: a function of the learning rate, such as `optax.adam` or `functools.partial(optax.sgd, momentum=.9)`.
-      learning_rate: that of every step, [num_steps], finite and from 0 on: any schedule, as data, brought to float32.
-      saves: the steps at which to save, integers increasing from 0 to at most num_steps, as `save_steps` makes them.
-      keep: which of `PARTS` to record.
-      dtype: of the recorded weights, gradients and slots: float32, bfloat16, float16 or float64.
-      variety: a dict of finite scalars (or arrays) that the task understands.
-
-    Returns:
-      The run, led by [saves]. Means of weights, gradients and losses are taken in float32 or better.
-
-    Raises:
-      ValueError: for unordered, fractional or out-of-range saves, an unknown part or dtype, rates that are no table of finite
-        numbers from 0 on, several keys, or an optimizer that is already built or cannot be recorded.
-    """
-    learning_rate = check_recording(optimizer, learning_rate, saves, keep, dtype, variety, axes=1)
-    check_key("key", key, 0)
-    plan = plan_of(optimizer, weights_of(task.init, key, variety))
-    warn_of_slots(plan, keep)
-    weights, draws = _start(key, task, learning_rate.shape[-1], variety)
-
-    def trained(weights, draws, rates):
-        return train(weights, draws, task.loss, task.data, optimizer, plan, rates, saves, keep, dtype)
-
-    return fast_in_loops(trained)(weights, draws, learning_rate)
-
-
-def _start(key, task, num_steps, variety):
-    key_init, key_draws = jax.random.split(key)
-    return task.init(key_init, variety), task.draws(key_draws, num_steps, variety)
-
-
-def record_many(
-    keys: Array,
-    task: Task,
-    optimizer: Callable[..., optax.GradientTransformation],
-    learning_rate: Float[Array | np.ndarray, "*runs num_steps"]
+    learning_rates: Float[Array | np.ndarray, "*runs num_steps"]
     | Int[Array | np.ndarray, "*runs num_steps"]
     | Sequence[float]
     | Sequence[Sequence[float]],
-    saves: Sequence[int] | np.ndarray | Array,
+    saves: Sequence[int] | np.ndarray | Array | None = None,
     *,
+    num_saves: int | None = None,
     keep: Sequence[str] = PARTS,
     dtype: DTypeLike = jnp.float32,
     variety: PyTree = None,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Trajectory:
-    """Records many runs of one structure in one compiled call; the second call with the same functions does not compile.
+    r"""Trains a network, or many side by side, and records the runs in one compiled call.
 
-    Everything that `record` says of optimizers and clocks holds here too. Usable under `jax.jit` and differentiable in forward
-    mode only (`jax.jvp`, `jax.jacfwd`).
+    .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla L_k(w_k), s_k), \qquad
+       time_k = \sum_{j < k,\, \text{taken}} \mathrm{lr}_j
+
+    An axis of keys makes a batch of runs, and so do rates of two axes. A second call with the same functions and shapes does
+    not compile. The optimizer looks its rate up by its own count of steps, as in any optax loop. Where a wrapper leaves steps
+    out (`optax.MultiSteps`, `optax.apply_if_finite`, SAM in transparent mode), `time` is the sum of the rates that were used,
+    and `learning_rate` the rate used last.
+
+    Any optax optimizer can be recorded that takes its rate as a schedule. Of `value`, `grad`, `value_fn` and `grad_fn` of the
+    step's minibatch it gets those that it asks for (`optax.lbfgs`, `optax.contrib.momo`, `optax.contrib.sam`,
+    `optax.contrib.reduce_on_plateau`, `gfm_jax.optimizers.heun`). `optax.lookahead` is refused: its parameters are a pair.
+
+    Works inside `jax.jit` and `jax.vmap`. Differentiable in forward mode only (`jax.jvp`, `jax.jacfwd`): its loops have lengths
+    that differ from segment to segment.
 
     Args:
-      keys: one key a run.
-      task, optimizer, saves, keep, dtype: as in `record`, shared by all runs.
-      learning_rate: [runs, num_steps], or [num_steps] for all runs alike.
-      variety: a dict of arrays [runs, ...].
-      chunk: how many runs go side by side, the chunks one after the other; None for all at once. Small chunks stay
-        in cache.
-      mesh: devices to split the runs over, along its first axis; their number must divide that of the runs.
+      key: randomness of the initial weights and of the draws: one key, or an axis of them, one a run. One key for a batch is
+        split.
+      task: what is trained.
+      optimizer: a function of the learning rate, such as `optax.adam` or `functools.partial(optax.sgd, momentum=.9)`.
+      learning_rates: of every step, [num_steps], or of every run and step, [runs, num_steps], finite and from 0 on: any
+        schedule, as data, brought to float32.
+      saves: the steps at which to save, integers increasing from 0 to at most num_steps, as `save_steps` makes them.
+      num_saves: in place of `saves`, so many after the start, evenly. Without either 32, or one a step where there are fewer.
+      keep: which of `PARTS` to record.
+      dtype: of the recorded weights, gradients and slots: float32, bfloat16, float16 or float64.
+      variety: a dict of finite scalars (or arrays) that the task understands; led by [runs] in a batch.
+      chunk: how many runs of a batch go side by side, the chunks one after the other; None for all. Small chunks stay in
+        cache.
+      mesh: devices to split a batch over, along its first axis; their number must divide that of the runs.
 
     Returns:
-      The runs, led by [runs, saves].
+      The run, led by [saves], or the batch, led by [runs, saves]. Means of weights, gradients and losses are taken in float32
+      or better.
 
     Raises:
-      ValueError: as `record`, and where the numbers of keys, rates, varieties or devices do not fit together.
+      ValueError: for unordered, fractional or out-of-range saves, an unknown part or dtype, rates that are no table of finite
+        numbers from 0 on, numbers of keys, rates, varieties or devices that do not fit together, or an optimizer that is
+        already built or cannot be recorded.
+
+    >>> from gfm_jax.runs import linear_regression
+    >>> task = linear_regression(jax.random.key(0), 20, 3)
+    >>> record(jax.random.key(1), task, optax.adam, jnp.full(10, 0.1), num_saves=5).weights.shape
+    (6, 3)
+    >>> record(jax.random.key(1), task, optax.adam, jnp.full((4, 10), 0.1), num_saves=5).weights.shape
+    (4, 6, 3)
     """
-    check_key("keys", keys, 1)
-    num_runs = len(keys)
-    learning_rate = check_recording(optimizer, learning_rate, saves, keep, dtype, variety, axes=2)
-    if num_runs == 0:
-        raise ValueError("keys: expected one for each run, got none")
-    if chunk is not None and not chunk >= 1:
-        raise ValueError(f"chunk: expected a number of runs from 1 on, or None for all, got {chunk}")
-    if learning_rate.ndim == 1:
-        learning_rate = jnp.broadcast_to(learning_rate, (num_runs, *learning_rate.shape))
-    leaves = jax.tree_util.tree_leaves_with_path(variety or {})
-    names = [
-        ("learning_rate", learning_rate),
-        *((f"variety{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves),
-    ]
-    for name, leaf in names:
-        if jnp.shape(leaf)[:1] != (num_runs,):
-            raise ValueError(f"{name}: expected a leading axis of {num_runs} runs, one a key, got {jnp.shape(leaf)}")
-    if mesh is not None and num_runs % mesh.devices.size:
-        raise ValueError(f"mesh: its {mesh.devices.size} devices must divide the number of runs, {num_runs}")
-    of_one = lambda leaf: (jnp.shape(leaf)[1:], getattr(leaf, "dtype", jnp.result_type(leaf)))
+    learning_rates = check_recording(optimizer, learning_rates, keep, dtype, variety)
+    saves = _saves(saves, num_saves, learning_rates.shape[-1])
+    key, learning_rates = check_runs(key, learning_rates, variety, chunk, mesh)
+    many = learning_rates.ndim == 2
+    of_one = lambda leaf: (jnp.shape(leaf)[many:], getattr(leaf, "dtype", jnp.result_type(leaf)))
     kinds, structure = jax.tree.flatten(variety)
     plan = cached_plan(
-        optimizer, task.init, of_one(keys), structure, tuple(map(of_one, kinds)), jax.config.jax_enable_x64
+        optimizer, task.init, of_one(key), structure, tuple(map(of_one, kinds)), jax.config.jax_enable_x64
     )
     warn_of_slots(plan, keep)
-    functions, saves, keep = task._replace(data=None), tuple(int(step) for step in saves), tuple(keep)
     if mesh is not None:
         over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-        keys, learning_rate, variety = place((keys, learning_rate, variety), over_runs)
-    weights, draws = _start_many(functions, learning_rate.shape[-1], mesh, keys, variety)
-    static = (task.loss, optimizer, plan, saves, keep, jnp.dtype(dtype), chunk, mesh)
-    return _train_many(static, task.data, weights, draws, learning_rate)
+        key, learning_rates, variety = place((key, learning_rates, variety), over_runs)
+    functions, num_steps = task._replace(data=None), learning_rates.shape[-1]
+    if many:
+        weights, draws = _start_many(functions, num_steps, mesh, key, variety)
+    else:
+        weights, draws = _start(functions, num_steps, key, variety)
+    static = (task.loss, optimizer, plan, saves, tuple(keep), jnp.dtype(dtype), chunk, mesh)
+    return _train(static, task.data, weights, draws, learning_rates)
+
+
+def _saves(saves, num_saves, num_steps) -> tuple[int, ...]:
+    """The steps to save at, as numbers of Python."""
+    if saves is not None and num_saves is not None:
+        raise ValueError(f"num_saves: expected one of saves and num_saves, got both ({num_saves} saves)")
+    if saves is None:
+        saves = save_steps(num_steps, min(32, num_steps) if num_saves is None else num_saves)
+    return check_saves(saves, num_steps)
 
 
 # Two compiled calls, so that all optimizers of one task share the first. It runs once a recording, and optimising it
 # would take longer than running it: with random numbers to draw, compilers spend seconds on it.
 
 
+def _start(task, num_steps, key, variety):
+    key_init, key_draws = jax.random.split(key)
+    return task.init(key_init, variety), task.draws(key_draws, num_steps, variety)
+
+
 @functools.partial(quick_jit, static_argnums=(0, 1, 2), level=1)
 def _start_many(task, num_steps, mesh, keys, variety):
-    start = lambda runs: jax.lax.map(lambda run: _start(run[0], task, num_steps, run[1]), runs)
+    start = lambda runs: jax.lax.map(lambda run: _start(task, num_steps, *run), runs)
     return _over_runs(start, mesh)((keys, variety))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _train_many(static, data, weights, draws, learning_rate):
+def _train(static, data, weights, draws, learning_rates):
     loss, optimizer, plan, saves, keep, dtype, chunk, mesh = static
 
-    def trained(data, runs):
-        one = lambda run: train(run[0], run[1], loss, data, optimizer, plan, run[2], saves, keep, dtype)
-        num_runs = runs[2].shape[0]
-        return jax.vmap(one)(runs) if chunk is None or chunk >= num_runs else jax.lax.map(one, runs, batch_size=chunk)
+    def one(data, run):
+        weights, draws, rates = run
+        return train(weights, draws, loss, data, optimizer, plan, rates, saves, keep, dtype)
 
-    return _over_runs(fast_in_loops(trained), mesh, data)((weights, draws, learning_rate))
+    def many(data, runs):
+        alone = functools.partial(one, data)
+        if chunk is None or chunk >= len(runs[2]):
+            return jax.vmap(alone)(runs)
+        return jax.lax.map(alone, runs, batch_size=chunk)
+
+    runs = weights, draws, learning_rates
+    if learning_rates.ndim == 1:
+        return fast_in_loops(one)(data, runs)
+    return _over_runs(fast_in_loops(many), mesh, data)(runs)
 
 
 def _over_runs(function, mesh, *shared):

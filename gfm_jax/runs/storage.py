@@ -55,7 +55,7 @@ def record_to_disk(
         to which only one process at a time may record.
       num_runs: how many runs.
       record_chunk: from the indices of the runs of a chunk, [chunk], to their trajectory, such as
-        `lambda i: record_many(keys[i], task, optax.adam, rates[i], saves)`. The last chunk is filled up by repeating its
+        `lambda i: record(keys[i], task, optax.adam, rates[i], saves)`. The last chunk is filled up by repeating its
         last index, so that every call has one shape and compiles once. All chunks have the same parts, dtypes and layout.
       chunk: runs at a time: what memory has to hold, some times over while it is written.
       recipe: what the recording is of, as JSON, such as `{"task": "digits", "rate": 0.1}`: a recording is only resumed, or
@@ -70,9 +70,9 @@ def record_to_disk(
         which then does not count as recorded.
 
     >>> import jax, jax.numpy as jnp, optax, tempfile
-    >>> from gfm_jax.runs import linear_regression, record_many, save_steps
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
     >>> task, keys = linear_regression(jax.random.key(0), 20, 3), jax.random.split(jax.random.key(1), 4)
-    >>> some = lambda i: record_many(keys[i], task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
+    >>> some = lambda i: record(keys[i], task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     record_to_disk(parent + "/runs", 4, some, chunk=2, recipe={"rate": 0.1}, progress=None)
     ...     open_recording(parent + "/runs", runs=[0, 3], parts=["loss"]).loss.shape
@@ -205,7 +205,7 @@ def _arrays_of(trajectory, chunk) -> dict[str, np.ndarray]:
     """The parts of a chunk by name, once each of them is led by its runs."""
     expected = "record_chunk: expected"
     if not isinstance(trajectory, Trajectory):
-        raise ValueError(f"{expected} a Trajectory, as record_many returns it, got {type(trajectory).__name__}")
+        raise ValueError(f"{expected} a Trajectory, as record returns it, got {type(trajectory).__name__}")
     if trajectory.curvature is not None:
         raise ValueError(f"{expected} runs without curvature, which is measured when runs are read, got one")
     parts = trajectory._replace(layout=None, state=None)._asdict()

@@ -21,7 +21,7 @@ __all__ = ["Features", "classifier_features"]
 
 
 class Features(NamedTuple):
-    """`extract(images [num, dim]) -> [num, features]`, and the share of held-out images that the classifier knows."""
+    """`extract(images [num, dim]) -> [num, features]`, and the fraction of held-out images that it classifies rightly."""
 
     extract: Callable[[Array], Array]
     accuracy: float
