@@ -65,7 +65,7 @@ def solve_flow(
     _check_ends(t_0=t_0, t_1=t_1)
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
-    _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
+    _ask_at(velocity, [t for t in ends if not is_traced(t)], x_0)
     if not is_traced(t_0, t_1):
         field_of, start, end = velocity, t_0, t_1
     else:  # diffrax compares times by a callback to the host where it does not know them
@@ -99,7 +99,7 @@ def solve_flow(
 
 def _check_ends(**times):
     for name, t in times.items():
-        if not isinstance(t, jax.core.Tracer) and not (np.ndim(t) == 0 and np.isfinite(t)):
+        if not is_traced(t) and not (np.ndim(t) == 0 and np.isfinite(t)):
             raise ValueError(f"{name}: expected a finite time, got {t}")
 
 
@@ -199,7 +199,7 @@ def solve_hybrid(
       ValueError: for a tau that is traced, outside [0, 1] or between two steps.
     """
     num_steps = check_count("num_steps", num_steps)
-    if isinstance(tau, jax.core.Tracer):
+    if is_traced(tau):
         raise ValueError("tau: expected a number that is known before compilation, got a traced one")
     check_times(tau=tau)
     num_first = round(tau * num_steps)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Defaults, Flow, Interpolant, config_of
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.flows.flow_data import (
     FlowData,
     adam_on_cosine,
@@ -162,7 +162,7 @@ def flow_map(
         return Flow(learner, velocity, move, None if max_guidance is None else with_strength_checked)
 
     def with_strength_checked(strength):
-        if not isinstance(strength, jax.core.Tracer) and not 0 <= strength <= max_guidance:
+        if not is_traced(strength) and not 0 <= strength <= max_guidance:
             raise ValueError(f"strength: expected at most max_guidance, {max_guidance}, got {strength}")
         return with_strength(strength)
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gfm_jax.base import Horizon, Trajectory
+from gfm_jax.checks import is_traced
 from gfm_jax.forecasting.validation import as_run, save_index
 
 __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
@@ -78,7 +79,7 @@ def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
       ValueError: for a known step that is negative, or not finite.
     """
     run = as_run(run)
-    if not isinstance(step, jax.core.Tracer) and not 0 <= step < np.inf:
+    if not is_traced(step) and not 0 <= step < np.inf:
         raise ValueError(f"step: expected a number of updates from 0 on, got {step}")
     step = jnp.asarray(step, jnp.float32)
 

@@ -100,7 +100,7 @@ def draw_support(
     Returns:
       (inputs [ways * shots, ...], labels [ways * shots]), class after class.
     """
-    rarest = None if isinstance(examples.count, jax.core.Tracer) else int(np.asarray(examples.count).min())
+    rarest = None if is_traced(examples.count) else int(np.asarray(examples.count).min())
     if shots < 1 or (rarest is not None and shots > rarest):
         raise ValueError(f"shots: expected 1..{rarest} examples of a class, got {shots}")
 

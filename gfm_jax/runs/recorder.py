@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.base import Task, Trajectory
+from gfm_jax.checks import is_traced
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.optimizers.accumulators import as_accumulator
@@ -382,7 +383,7 @@ def _check(optimizer, learning_rate, saves, keep, dtype, variety, axes):
     if variety is not None and not isinstance(variety, dict):
         raise ValueError(f"variety: expected a dict of scalars or arrays, got {type(variety).__name__}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(variety or {}):
-        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf, float)).all():
+        if not is_traced(leaf) and not np.isfinite(np.asarray(leaf, float)).all():
             raise ValueError(f"variety{jax.tree_util.keystr(path)}: expected finite numbers, got {leaf}")
     return learning_rate
 
@@ -403,7 +404,7 @@ def _check_rates(learning_rate, axes):
             "[num_steps]: for many runs there is `record_many`" if axes == 1 else "[num_steps] or [runs, num_steps]"
         )
         raise ValueError(f"learning_rate: expected {wanted}, got shape {learning_rate.shape}")
-    if not isinstance(learning_rate, jax.core.Tracer):
+    if not is_traced(learning_rate):
         known = np.asarray(learning_rate).astype(np.float64)
         bad = np.argwhere(~(np.isfinite(known) & (known >= 0)))
         if len(bad):
@@ -414,7 +415,7 @@ def _check_rates(learning_rate, axes):
 
 
 def _check_saves(saves, num_steps):
-    if isinstance(saves, jax.core.Tracer):
+    if is_traced(saves):
         raise ValueError(
             "saves: expected steps that are known before anything is traced, such as a tuple, got a tracer"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Codec, Flow, Generator, Procedure, config_of
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.fitting import fit
 from gfm_jax.flows import (
     FlowData,
@@ -117,7 +117,7 @@ def flow_to_learn(
     def generate(
         key, params, num, cond=None, *, temperature=1.0, x_0=None, num_steps=None, solver=None
     ) -> Float[Array, "num dim"]:
-        known = not isinstance(temperature, jax.core.Tracer)
+        known = not is_traced(temperature)
         if (known and not 0 <= temperature < np.inf) or (params.source is None and not (known and temperature == 1)):
             raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
         num = check_count("num", num)

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.flows import adjoint_matching_targets, draw_gaussian
 from gfm_jax.flows.flow_data import check_conditions
@@ -142,7 +142,7 @@ def _check_recipe(recipe):
         check_count(name, getattr(recipe, name))
     for name, least in (("learning_rate", "more than 0"), ("temperature", "at least 0")):
         value = getattr(recipe, name)
-        if isinstance(value, jax.core.Tracer):
+        if is_traced(value):
             continue
         if not 0 <= value < jnp.inf or (name == "learning_rate" and value == 0):
             raise ValueError(f"{name}: expected {least}, got {value}")
