@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gfm_jax.checks import as_float, check_count, check_finite, check_times, is_traced
@@ -115,7 +116,7 @@ def _open(field, clock, x):
     jaxpr, structure = program.jaxpr, jax.tree.structure(like)
 
     def opened(t, x, closed_over):
-        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(jaxpr, closed_over, t, *jax.tree.leaves(x)))
+        return jax.tree.unflatten(structure, eval_jaxpr(jaxpr, closed_over, t, *jax.tree.leaves(x)))
 
     return opened, list(program.consts)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -140,7 +140,8 @@ def flow_map(
 
     def loss(params, key, batch: Batch):
         apply = lambda s, t, x, cond: network.apply(params["field"], jnp.stack([s, t]), x, cond)
-        weight = lambda s, t: WEIGHT.apply(params["weight"], jnp.stack([s, t], -1))[..., 0] if learned_weight else 0.0
+        learned: Callable[..., Any] = WEIGHT.apply
+        weight = lambda s, t: learned(params["weight"], jnp.stack([s, t], -1))[..., 0] if learned_weight else 0.0
         here, off = (jax.tree.map(lambda leaf, part=part: leaf[part], batch) for part in _parts(num_diagonal))
         along = jax.vmap(apply)(here.s, here.s, here.x_s, here.cond) - here.dx_s
         errors = jax.vmap(functools.partial(residual_of, apply))(off)
@@ -154,7 +155,7 @@ def flow_map(
             cond if max_guidance is None or cond is None else _with_strength(cond, strength / max_guidance)
         )
 
-        def mean_velocity(params, s, t, x, cond):
+        def mean_velocity(params, s, t, x, cond) -> Any:
             return network.apply(params.network["field"], jnp.stack([s, t]), x, of(cond))
 
         velocity = lambda params, t, x, cond=None: mean_velocity(params, t, t, x, cond)

@@ -171,7 +171,7 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
         mean = lambda values: jnp.sum(jnp.where(counts, values, 0.0)) / counts.sum()
         return {"loss": mean(_cross_entropy(logits, labels)), "accuracy": mean(logits.argmax(-1) == labels)}
 
-    examples = {split: by_class(*parts, num_classes) for split, parts in data.items()}
+    examples = {split: by_class(inputs, labels, num_classes) for split, (inputs, labels) in data.items()}
     return Task(examples, lambda key, variety=None: network.init(key), draws, loss, evaluate)
 
 

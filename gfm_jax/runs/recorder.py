@@ -378,7 +378,7 @@ def _check(optimizer, learning_rate, saves, keep, dtype, variety, axes):
         raise ValueError(f"keep: expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     if not any(_same_dtype(dtype, known) for known in DTYPES):
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if _same_dtype(dtype, "float64") and not jax.config.jax_enable_x64:
+    if _same_dtype(dtype, "float64") and not _x64():
         raise ValueError("dtype: float64 needs jax.config.update('jax_enable_x64', True)")
     if variety is not None and not isinstance(variety, dict):
         raise ValueError(f"variety: expected a dict of scalars or arrays, got {type(variety).__name__}")
@@ -425,6 +425,10 @@ def _check_saves(saves, num_steps):
     steps = steps.astype(np.int64)
     if steps.ndim != 1 or len(steps) < 2 or steps[0] != 0 or (np.diff(steps) <= 0).any() or steps[-1] > num_steps:
         raise ValueError(f"saves: expected steps increasing from 0 to at most {num_steps}, got {steps.tolist()}")
+
+
+def _x64():
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  options are made at run time
 
 
 def _same_dtype(dtype, name):
@@ -485,16 +489,16 @@ def record_many(
     """
     _check_key("keys", keys, 1)
     num_runs = len(keys)
-    learning_rate = _check(optimizer, learning_rate, saves, keep, dtype, variety, axes=2)
+    rates = _check(optimizer, learning_rate, saves, keep, dtype, variety, axes=2)
     if num_runs == 0:
         raise ValueError("keys: expected one for each run, got none")
     if chunk is not None and not chunk >= 1:
         raise ValueError(f"chunk: expected a number of runs from 1 on, or None for all, got {chunk}")
-    if learning_rate.ndim == 1:
-        learning_rate = jnp.broadcast_to(learning_rate, (num_runs, *learning_rate.shape))
+    if rates.ndim == 1:
+        rates = jnp.broadcast_to(rates, (num_runs, *rates.shape))
     leaves = jax.tree_util.tree_leaves_with_path(variety or {})
     names = [
-        ("learning_rate", learning_rate),
+        ("learning_rate", rates),
         *((f"variety{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves),
     ]
     for name, leaf in names:
@@ -504,17 +508,15 @@ def record_many(
         raise ValueError(f"mesh: its {mesh.devices.size} devices must divide the number of runs, {num_runs}")
     of_one = lambda leaf: (jnp.shape(leaf)[1:], getattr(leaf, "dtype", jnp.result_type(leaf)))
     kinds, structure = jax.tree.flatten(variety)
-    plan = _plan_of_many(
-        optimizer, task.init, of_one(keys), structure, tuple(map(of_one, kinds)), jax.config.jax_enable_x64
-    )
+    plan = _plan_of_many(optimizer, task.init, of_one(keys), structure, tuple(map(of_one, kinds)), _x64())
     _warn_of(plan, keep)
     functions, saves, keep = task._replace(data=None), tuple(int(step) for step in saves), tuple(keep)
     if mesh is not None:
         over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-        keys, learning_rate, variety = place((keys, learning_rate, variety), over_runs)
-    weights, draws = _start_many(functions, learning_rate.shape[-1], mesh, keys, variety)
+        keys, rates, variety = place((keys, rates, variety), over_runs)
+    weights, draws = _start_many(functions, rates.shape[-1], mesh, keys, variety)
     static = (task.loss, optimizer, plan, saves, keep, jnp.dtype(dtype), chunk, mesh)
-    return _train_many(static, task.data, weights, draws, learning_rate)
+    return _train_many(static, task.data, weights, draws, rates)
 
 
 # Two compiled calls, so that all optimizers of one task share the first. It runs once a recording, and optimising it

@@ -111,7 +111,7 @@ def flow_to_learn(
             z_1, cond = z_1[index], None if cond is None else cond[index]
         found, _ = fit(key_flow, flow, FlowData(z_1, cond, z_0), folder=inside("flow"), progress=progress)
         if z_0 is None:
-            gaussian = gaussian._replace(factor=jnp.diag(found.std_0))
+            gaussian = unit_gaussian(z_1[0])._replace(factor=jnp.diag(found.std_0))
         return FlowToLearnParams(params, found, gaussian, origin)
 
     def generate(
@@ -129,7 +129,8 @@ def flow_to_learn(
         return decode_all(codec, params.codec, sample(key_flow, flow, params.flow, num, cond, **options))
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
-    jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
+    of_codes = flow.flow_map
+    jump = of_codes and (lambda params, s, t, z, cond=None: of_codes(params.flow, s, t, z, cond))
     config = config_of("weights.flow_to_learn", codec=codec, flow=flow, source=source, coupling=coupling)
     return Generator(Procedure(fit_all, config), generate, velocity, jump)
 
