@@ -20,4 +20,4 @@ import lazy_loader
 __version__ = "0.1.0"
 
 __getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [*_names, "__version__"]
+__all__ = [*_names, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]  a type checker reads the stub

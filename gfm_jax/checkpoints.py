@@ -110,8 +110,8 @@ def save(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
         manager.save(checkpoint.step, args=ocp.args.StandardSave(checkpoint.tree))
 
 
-def load(folder: pathlib.Path, like: PyTree) -> Checkpoint | None:
-    """The newest whole checkpoint in a folder, its arrays of the shapes, dtypes and devices of `like`; None without one.
+def load(folder: pathlib.Path, like: PyTree) -> Checkpoint:
+    """The newest whole checkpoint in a folder, its arrays of the shapes, dtypes and devices of `like`.
 
     Raises:
       ValueError: naming the folder, where the checkpoint is damaged.
@@ -120,8 +120,6 @@ def load(folder: pathlib.Path, like: PyTree) -> Checkpoint | None:
 
     with _manager(folder) as manager:
         step = manager.latest_step()
-        if step is None:
-            return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))

@@ -41,7 +41,7 @@ def quick_jit(function: Callable, *, static_argnums: int | tuple[int, ...] = (),
     def call(*args):
         return (inside if inside_a_trace(args) else at_the_top)(*args)
 
-    call._cache_size = at_the_top._cache_size
+    call._cache_size = at_the_top._cache_size  # pyright: ignore[reportAttributeAccessIssue]  jax.jit's type lacks it
     return call
 
 

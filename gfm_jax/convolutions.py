@@ -182,7 +182,7 @@ def _split_last(array, groups):
 
 
 def _mapped(params, x_groups, w_groups):
-    y = lax.map(lambda pair: _convolve(params, *pair, 1), (x_groups, w_groups))
+    y = lax.map(lambda pair: _convolve(params, *pair, groups=1), (x_groups, w_groups))
     y = jnp.moveaxis(y, 0, -2)
     return y.reshape(*y.shape[:-2], -1)
 

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import importlib
 import json
 import os
 import pathlib
@@ -142,7 +143,7 @@ def _from_hub(name, split, tried):
     script = f"import gfm_jax.datasets as d; d.load_dataset('{name}')"
     hint = f'put its files into a folder and set GFM_DATA_DIR; or, online: pip install datasets && python -c "{script}"'
     try:
-        import datasets as hub
+        hub = importlib.import_module("datasets")  # by name: to a type checker `datasets` is this file
     except ImportError:
         raise DatasetNotAvailable(f"{name!r} was not found in {', '.join(tried)}; to get it: {hint}") from None
     try:  # the hub's own client takes half a minute to find out that there is no network

@@ -114,8 +114,8 @@ def _parts(x) -> tuple[str, dict] | None:
     """The kind of a container, empty where it does not count, and its contents by name; None of what cannot be looked into."""
     if isinstance(x, Mapping):
         return "", {str(key): x[key] for key in sorted(x, key=str)} or {"empty": None}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return _name(type(x)), {name: getattr(x, name) for name in x._fields}
+    if isinstance(x, tuple) and (fields := getattr(x, "_fields", None)) is not None:
+        return _name(type(x)), {name: getattr(x, name) for name in fields}
     if isinstance(x, tuple | list):
         return "", {str(i): part for i, part in enumerate(x)} or {"empty": None}
     if isinstance(x, Set):

@@ -118,7 +118,7 @@ def fit(
         return learner.fit(key, data, folder=folder, progress=progress), None
     if not isinstance(learner, Learner):
         raise ValueError(f"method: expected a Learner, or what has one, got {type(method).__name__}")
-    num_steps, ema_decay, optimizer, kind = _training(learner, num_steps, learning_rate, optimizer, ema_decay)
+    num_steps, decay, optimizer, kind = _training(learner, num_steps, learning_rate, optimizer, ema_decay)
     chunk = _count("chunk", chunk)
     for name, function in (("loss", learner.loss), ("sample", learner.sample), ("init", learner.init)):
         if not callable(function):
@@ -130,16 +130,16 @@ def fit(
     params, data, key_fit = on_auto_mesh((params, data, key_fit))
     identity = {}
     if folder is not None:
-        identity = _identity(key, learner, params, data, optimizer, num_steps, ema_decay)
+        identity = _identity(key, learner, params, data, optimizer, num_steps, decay)
     state = _start(optimizer, *_split(learner, params))
     if mesh is not None:
         mesh = auto_mesh(mesh)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         state, data, key_fit = place((state, data, key_fit), whole)
-    program = Program(kind, learner, optimizer, ema_decay, chunk, mesh)
+    program = Program(kind, learner, optimizer, decay, chunk, mesh)
     folder = None if folder is None else pathlib.Path(folder).expanduser()
     with contextlib.nullcontext() if folder is None else own(folder, identity):
-        done, before, told, says = 0, 0.0, None, None
+        done, before, told, says = 0, 0.0, [], None
         if folder is not None and is_begun(folder):
             _, says = jax.eval_shape(functools.partial(_take_steps, program), key_fit, state, data, 0, 1)
             said = [_room(jax.eval_shape(_wide, leaf), num_steps) for leaf in jax.tree.leaves(says)]
@@ -223,12 +223,12 @@ class Program:
 def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
     """Steps, decay and optimizer of a fit, and what tells that optimizer from others."""
     defaults = learner.defaults
-    if defaults is None and (num_steps is None or optimizer is None):
+    if (num_steps is None or optimizer is None) and defaults is None:
         missing = "num_steps" if num_steps is None else "optimizer"
         raise ValueError(f"{missing}: expected one, since the learner has no default, got None")
     num_steps = _count("num_steps", defaults.num_steps if num_steps is None else num_steps)
     if ema_decay is None:
-        ema_decay = 0.99 if defaults is None else defaults.ema_decay
+        ema_decay = getattr(defaults, "ema_decay", 0.99)
     if not (isinstance(ema_decay, int | float | np.number) and 0 <= ema_decay < 1):
         raise ValueError(f"ema_decay: expected a decay in [0, 1), got {ema_decay}")
     if optimizer is None:
@@ -294,7 +294,7 @@ def _enter(told, says, start, length, num_steps):
     """What all steps said, leaf by leaf, with what the last ones did; numbers are held in float32 at least."""
     parts = [np.asarray(leaf)[:length] for leaf in jax.tree.leaves(says)]
     parts = [np.asarray(_wide(part)) for part in parts]
-    told = [_room(part, num_steps) for part in parts] if told is None else told
+    told = told or [_room(part, num_steps) for part in parts]
     for all_steps, part in zip(told, parts, strict=True):
         all_steps[start : start + length] = part
     return told

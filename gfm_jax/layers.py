@@ -101,7 +101,7 @@ def _sorted(paths):
 
 def _numbered(name):
     """A name and the number at its end, None where there is none: "Block_10" is ("Block", 10)."""
-    text, digits = re.fullmatch(r"(.*?)[_\- ]*(\d*)", name).groups()
+    text, digits, _ = re.split(r"[_\- ]*(\d*)\Z", name, maxsplit=1)
     return text, int(digits) if digits else None
 
 

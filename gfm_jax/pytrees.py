@@ -203,8 +203,9 @@ def on_auto_mesh(tree: PyTree) -> PyTree:
 
     def move(leaf):
         sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, jax.sharding.NamedSharding) or auto_mesh(sharding.mesh) == sharding.mesh:
+        if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
             return leaf
-        return jax.device_put(leaf, jax.sharding.NamedSharding(auto_mesh(sharding.mesh), sharding.spec))
+        mesh = auto_mesh(sharding.mesh)
+        return leaf if mesh == sharding.mesh else jax.device_put(leaf, jax.sharding.NamedSharding(mesh, sharding.spec))
 
     return jax.tree.map(move, tree)

@@ -165,7 +165,7 @@ def _public_name(value) -> str | None:
     ours = [(key, of) for key, of in sys.modules.items() if key.startswith("gfm_jax.")]
     for key, of in ours:
         for own in getattr(of, "__all__", ()):
-            found = getattr(of, own, None)
+            found = getattr(of, own, ())
             if type(found) is type(value) and all(a is b for a, b in zip(found, value, strict=True)):
                 return f"{key}:{own}"
     return None

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gfm_jax.checks import as_float, check_count, check_finite, check_times, is_traced
@@ -70,7 +71,7 @@ def solve_flow(
     _check_ends(t_0=t_0, t_1=t_1)
     x_0 = jax.tree.map(lambda leaf: as_float("x_0", leaf), x_0)
     ends = (t_0, t_1) if _looks_at_the_end(solver) else (t_0,)
-    _ask_at(velocity, [t for t in ends if not isinstance(t, jax.core.Tracer)], x_0)
+    _ask_at(velocity, [t for t in ends if not is_traced(t)], x_0)
     if saveat is not None and is_traced(t_0, t_1, jax.tree.leaves(saveat)):
         raise ValueError(
             "saveat: expected times that are known, t_0 and t_1 among them, got traced ones; make it outside of the trace"
@@ -110,7 +111,7 @@ def solve_flow(
 
 def _check_ends(**times):
     for name, t in times.items():
-        if not isinstance(t, jax.core.Tracer) and not (np.ndim(t) == 0 and np.isfinite(t)):
+        if not is_traced(t) and not (np.ndim(t) == 0 and np.isfinite(t)):
             raise ValueError(f"{name}: expected a finite time, got {t}")
 
 
@@ -126,7 +127,7 @@ def _open(field, clock, x):
     jaxpr, structure = program.jaxpr, jax.tree.structure(like)
 
     def opened(t, x, closed_over):
-        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(jaxpr, closed_over, t, *jax.tree.leaves(x)))
+        return jax.tree.unflatten(structure, eval_jaxpr(jaxpr, closed_over, t, *jax.tree.leaves(x)))
 
     return opened, list(program.consts)
 
@@ -210,7 +211,7 @@ def solve_hybrid(
       ValueError: for a tau that is traced, outside [0, 1] or between two steps.
     """
     num_steps = check_count("num_steps", num_steps)
-    if isinstance(tau, jax.core.Tracer):
+    if is_traced(tau):
         raise ValueError("tau: expected a number that is known before compilation, got a traced one")
     check_times(tau=tau)
     num_first = round(tau * num_steps)

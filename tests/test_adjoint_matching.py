@@ -18,6 +18,7 @@ from gfm_jax.flows import (
 )
 from gfm_jax.networks import TimeMLP
 from gfm_jax.weights import flow_to_learn, identity
+from gfm_jax.weights.baselines import gaussian
 from gfm_jax.weights.tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
 
 MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[1.5, 0.4], [0.4, 0.3]])
@@ -157,6 +158,8 @@ def test_a_flow_map_is_tuned_in_one_jump(key):
     assert jnp.linalg.norm(samples.mean(0)) < 0.5
     with pytest.raises(ValueError, match="generator: expected one that follows a velocity, got a flow map"):
         tune_by_adjoint_matching(generator, lambda z, to: 0.0)
+    with pytest.raises(ValueError, match="generator: expected one that follows a velocity, got none"):
+        tune_by_adjoint_matching(gaussian(identity()), lambda z, to: 0.0)
     velocity = flow_to_learn(identity(), FLOW)
     with pytest.raises(ValueError, match=r"temperature: expected 1, the law that is tilted, got 0\.5"):
         tune_by_adjoint_matching(velocity, lambda z, to: 0.0, TuningRecipe(temperature=0.5))

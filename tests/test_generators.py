@@ -362,6 +362,8 @@ def test_what_sample_refuses():
         drawn(flow, params, 3, temperature=0.5)
     with pytest.raises(ValueError, match="params: expected those of a fitted flow, got dict"):
         drawn(flow, params.network, 3)
+    with pytest.raises(ValueError, match="key: expected one to draw sources with, or x_0, got None"):
+        sample(None, flow, params, 3)
     with pytest.raises(ValueError, match="x_0: expected a start for each sample"):
         drawn(flow, params, 4, x_0=DATA[:3])
 

@@ -283,7 +283,6 @@ def test_bad_prefixes():
         check_forecast(prefix._replace(layout=Layout(("w",), ((7,),))), final)
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_horizon_at_a_save_that_is_not_known():
     """Inside `jax.jit`; the rate is 1 where none was recorded."""
     run = Trajectory(step=jnp.arange(5), time=0.1 * jnp.arange(5.0), weights=jnp.ones((5, 2)))

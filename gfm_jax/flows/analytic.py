@@ -48,9 +48,9 @@ def gaussian(
     """
     mean_0, std_0 = check_source(source)
     mean = as_float("mean", mean)
-    if not isinstance(std, jax.core.Tracer) and not 0 <= std < np.inf:
+    if not is_traced(std) and not 0 <= std < np.inf:
         raise ValueError(f"std: expected a standard deviation of at least 0, got {std}")
-    pointed = not isinstance(std, jax.core.Tracer) and std == 0
+    pointed = not is_traced(std) and std == 0
     centre = lambda t: interpolant.alpha(t) * mean_0 + interpolant.beta(t) * mean
     spread = lambda t: jnp.hypot(interpolant.alpha(t) * std_0, interpolant.beta(t) * std)
 
@@ -64,7 +64,7 @@ def gaussian(
 
 def _not_at_the_end(name, t):
     """Raises ValueError for a time of 1, where all paths to one point have met."""
-    if not isinstance(t, jax.core.Tracer) and (np.asarray(t) == 1).any():
+    if not is_traced(t) and (np.asarray(t) == 1).any():
         raise ValueError(f"{name}: expected a flow time in [0, 1), got {t}: at 1 it is no longer defined")
 
 

@@ -86,8 +86,8 @@ def sinkhorn(
         raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
     centre = (x_0.mean(0) + x_1.mean(0)) / 2
     try:
-        from ott.geometry import pointcloud
-        from ott.solvers import linear
+        from ott.geometry import pointcloud  # pyright: ignore[reportMissingImports]
+        from ott.solvers import linear  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('sinkhorn needs ott-jax: pip install "gfm_jax[ott]"') from error
     geometry = pointcloud.PointCloud(x_0 - centre[None], x_1 - centre[None], epsilon=epsilon, relative_epsilon="mean")

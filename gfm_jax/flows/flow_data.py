@@ -83,7 +83,7 @@ def flow_data(data, std_0: float | None = None) -> FlowData:
     """
     if not isinstance(data, FlowData):
         is_pair = isinstance(data, tuple) and len(data) == 2 and np.ndim(data[0]) >= 2
-        data = FlowData(*data) if is_pair else FlowData(data)
+        data = FlowData(*data) if is_pair else FlowData(as_points("data", data, any_event=True))
     x_1 = as_points("data", data.x_1, any_event=True).astype(jnp.result_type(float))
     check_finite("data", x_1)
     cond = data.cond
@@ -104,6 +104,7 @@ def flow_data(data, std_0: float | None = None) -> FlowData:
 def flow_params(network: PyTree, data: FlowData) -> FlowParams:
     """Parameters of a network together with what it is fitted to."""
     columns = 0 if data.cond is None else data.cond.shape[1]
+    assert data.std_0 is not None  # since `flow_data`
     return FlowParams(network, jnp.full_like(data.x_1[0], data.std_0), Conditions(columns))
 
 
@@ -171,10 +172,13 @@ def sources_of(key: Array | None, params: FlowParams, num: int, x_0=None) -> Flo
     """Where `num` samples start: at the points that are given, or drawn from the source that a flow was fitted from.
 
     Raises:
-      ValueError: for a number below 1, or starting points of another number or dimension, or not finite.
+      ValueError: for a number below 1, neither key nor starting points, or starting points of another number or dimension, or
+        not finite.
     """
     num = check_count("num", num)
     if x_0 is None:
+        if key is None:
+            raise ValueError("key: expected one to draw sources with, or x_0, got None")
         return draw_sources(key, params, num)
     x_0 = as_float("x_0", x_0)
     if x_0.shape != (num, *params.std_0.shape):
@@ -233,6 +237,7 @@ def draw_ends(
     cond = None if data.cond is None else data.cond[index]
     if data.x_0 is not None:
         return data.x_0[index], x_1, cond
+    assert data.std_0 is not None  # since `flow_data`
     return data.std_0 * jax.random.normal(key_source, x_1.shape, x_1.dtype), x_1, cond
 
 

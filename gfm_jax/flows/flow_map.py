@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Defaults, Flow, Interpolant, config_of
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.flows.flow_data import (
     FlowData,
     adam_on_cosine,
@@ -141,7 +141,8 @@ def flow_map(
 
     def loss(params, key, batch: Batch):
         apply = lambda s, t, x, cond: network.apply(params["field"], jnp.stack([s, t]), x, cond)
-        weight = lambda s, t: WEIGHT.apply(params["weight"], jnp.stack([s, t], -1))[..., 0] if learned_weight else 0.0
+        learned: Callable[..., Any] = WEIGHT.apply
+        weight = lambda s, t: learned(params["weight"], jnp.stack([s, t], -1))[..., 0] if learned_weight else 0.0
         here, off = (jax.tree.map(lambda leaf, part=part: leaf[part], batch) for part in _parts(num_diagonal))
         along = jax.vmap(apply)(here.s, here.s, here.x_s, here.cond) - here.dx_s
         errors = jax.vmap(functools.partial(residual_of, apply))(off)
@@ -156,7 +157,7 @@ def flow_map(
             cond if max_guidance is None or cond is None else _with_strength(cond, strength / max_guidance)
         )
 
-        def mean_velocity(params, s, t, x, cond):
+        def mean_velocity(params, s, t, x, cond) -> Any:
             return network.apply(params.network["field"], jnp.stack([s, t]), x, of(cond))
 
         velocity = lambda params, t, x, cond=None: mean_velocity(params, t, t, x, cond)
@@ -164,7 +165,7 @@ def flow_map(
         return Flow(learner, velocity, move, None if max_guidance is None else with_strength_checked)
 
     def with_strength_checked(strength):
-        if not isinstance(strength, jax.core.Tracer) and not 0 <= strength <= max_guidance:
+        if not is_traced(strength) and not 0 <= strength <= max_guidance:
             raise ValueError(f"strength: expected at most max_guidance, {max_guidance}, got {strength}")
         return with_strength(strength)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -110,9 +110,10 @@ def flow_matching(
             if choice is not None and not (data.cond is None and data.x_0 is None):
                 raise ValueError(f"{name}: expected None with conditions or paired sources, got {choice}")
         if targets is not None:  # what is wrong with them is said before any long work
-            jax.eval_shape(
-                lambda key: draw_reference_points(key, len(data.x_1), batch_size, *targets), jax.random.key(0)
+            draw = functools.partial(
+                draw_reference_points, num=len(data.x_1), batch_size=batch_size, **targets._asdict()
             )
+            jax.eval_shape(draw, jax.random.key(0))
         return data
 
     def init(key, data):
@@ -137,10 +138,10 @@ def flow_matching(
 
     def loss(params, key, batch):
         path, cond = batch
-        v = jax.vmap(lambda t, x, cond: network.apply(params, t[None], x, cond))(path.t, path.x_t, cond)
+        v: Any = jax.vmap(lambda t, x, cond: network.apply(params, t[None], x, cond))(path.t, path.x_t, cond)
         return flow_matching_loss(v, path), {}
 
-    def velocity(params, t, x, cond=None):
+    def velocity(params, t, x, cond=None) -> Any:
         return network.apply(params.network, jnp.atleast_1d(t), x, cond)
 
     config = config_of(

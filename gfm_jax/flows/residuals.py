@@ -160,7 +160,8 @@ class Residual(NamedTuple):
 
     Attributes:
       error: `(v, s, t, x) -> r` of one point, in its shape, zero for the exact map. It is also given what it asks for by name
-        among `stop` and `gamma`, as below, `dx`, the velocity of the path at s, and `teacher`, `(t, x) -> velocity`, under guidance.
+        among `stop` and `gamma`, as below, `dx`, the velocity of the path at s, and `teacher`, `(t, x) -> velocity`, under
+        guidance.
       stop: where the teacher's gradient stops; None for the error's own default.
       gamma: in [0, 1], where a progressive residual splits a step; None to draw it uniformly.
       times: `(key, num) -> (s, t)`, the law of the two times s <= t, of `flows.times`.

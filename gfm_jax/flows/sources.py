@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from gfm_jax.checks import as_points, check_count, check_finite
+from gfm_jax.checks import as_points, check_count, check_finite, is_traced
 
 __all__ = ["GaussianSource", "draw_gaussian", "fit_gaussian", "unit_gaussian"]
 
@@ -59,7 +59,7 @@ def draw_gaussian(
       ValueError: for a number below 1 or a negative temperature.
     """
     num = check_count("num", num)
-    if not isinstance(temperature, jax.core.Tracer) and not 0 <= temperature < np.inf:
+    if not is_traced(temperature) and not 0 <= temperature < np.inf:
         raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
     noise = jax.random.normal(key, (num, len(source.mean)), source.mean.dtype)
     return source.mean[None] + temperature * noise @ source.factor.T

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gfm_jax.checks import is_traced
+
 __all__ = ["dyadic", "logit_normal", "stratified", "triangle", "uniform"]
 
 
@@ -19,7 +21,7 @@ def stratified(key: Array, num: int) -> Float[Array, " num"]:
 
 def logit_normal(key: Array, num: int, mean: float = 0.0, std: float = 1.0) -> Float[Array, " num"]:
     """The logistic function of a normal variable: the middle more often than the ends."""
-    if not isinstance(std, jax.core.Tracer) and not std >= 0:
+    if not is_traced(std) and not std >= 0:
         raise ValueError(f"std: expected a standard deviation of at least 0, got {std}")
     return jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,)))
 

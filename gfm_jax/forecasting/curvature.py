@@ -56,6 +56,7 @@ def _unit(x):
 
 def metric(run: Trajectory, last: int | Array = -1) -> Float[Array, "*runs dim"]:
     """P at a save of a run, or of a batch of them: Adam's 1 / sqrt(nu) where `nu` was recorded, else 1."""
+    assert run.weights is not None
     if run.state is None or "nu" not in run.state:
         return jnp.ones_like(run.weights[..., last, :], jnp.float32)
     return 1 / (jnp.sqrt(run.state["nu"][..., last, :].astype(jnp.float32)) + 1e-8)
@@ -84,6 +85,7 @@ def measure_curvature(run: Trajectory, loss: Callable[[Array], Array]) -> Trajec
     Array([2., 2.], dtype=float32)
     """
     run = as_run(run)
+    assert run.weights is not None
     if run.weights.ndim != 2:
         raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
     weights = jnp.asarray(run.weights[-1], jnp.float32)

@@ -71,11 +71,12 @@ class Record(NamedTuple):
     nu: Float[Array, "*runs dim"]
     trace: Float[Array, "*runs dim"]
     curvature: Curvature
-    has: dict[str, Float[Array, "*runs"]]
+    has: dict[str, Float[Array | np.ndarray, "*runs"]]
 
 
 def complete(run: Trajectory, last: Int[Array, ""] | int) -> Record:
     """A run, or a batch of them, in the form that all optimizers share: a program compiled for one serves the others."""
+    assert run.weights is not None
     state, one = run.state or {}, jnp.ones(run.step.shape)
     zero = jnp.zeros((*run.step.shape[:-1], run.weights.shape[-1]))
     slots = {slot: bounded(state[slot][..., last, :]) if slot in state else zero for slot in SLOTS}

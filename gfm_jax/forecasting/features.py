@@ -74,9 +74,9 @@ def observe(run: Trajectory, last: Int[Array, ""] | int | None = None) -> Featur
     >>> seen.directions["since_4_8"] * seen.scale
     Array([4., 4.], dtype=float32)
     """
+    run = as_run(run)
     if run.weights is None or run.layout is None:
         raise ValueError("run: expected a trajectory with weights and a layout, got None for one of them")
-    run = as_run(run)
     if run.weights.ndim != 2:
         raise ValueError(f"run: expected one run [saves, dim], got {run.weights.shape}; map over a batch with jax.vmap")
     saves = len(run.weights)

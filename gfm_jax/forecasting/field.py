@@ -1,8 +1,9 @@
 """The learned field on coordinates: it chooses among directions that the observed prefix offers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -99,13 +100,15 @@ class _DenseOfTwo(nn.Module):
 
 def inputs(head: str, step: Move) -> tuple[Float[Array, "*parts shared"], Float[Array, "*n own"]]:
     """What a head may know: of the tensor, the run and the two moments, and, a "coordinate" head, of the weight too."""
-    features, num = step.features, step.features.tensor.shape[:-1]
+    features = step.features
+    tensor, run, coordinate = map(jnp.asarray, (features.tensor, features.run, features.coordinate))  # stacked
+    num = tensor.shape[:-1]
     moments = (horizon_features(step.now, step.s), horizon_features(step.s, step.t))
-    shared = [features.tensor, features.run, *(stack(moment, HORIZON) for moment in moments)]
+    shared = [tensor, run, *(stack(moment, HORIZON) for moment in moments)]
     shared = jnp.concatenate([jnp.broadcast_to(part, (*num, part.shape[-1])) for part in shared], axis=-1)
     if head == "tensor":
         return shared, jnp.zeros((*num, 0), shared.dtype)
-    return shared, jnp.concatenate([features.coordinate, jnp.arcsinh(step.x_s)[..., None]], axis=-1)
+    return shared, jnp.concatenate([coordinate, jnp.arcsinh(step.x_s)[..., None]], axis=-1)
 
 
 def horizon_features(now: Horizon, then: Horizon) -> dict[str, Float[Array, "*n"]]:
@@ -131,7 +134,7 @@ def _ratio(a, b, most):
 
 
 def mix(
-    coefficients: dict[str, Float[Array, "*parts"]], step: Move, of_weights: Callable = lambda x: x
+    coefficients: dict[str, Float[Array, "*parts"]], step: Move, of_weights: Callable[[Array], Array] = lambda x: x
 ) -> Float[Array, "*n"]:
     r"""The move that coefficients stand for, delta = c_x x_s + sum_k c_k d_k, in units of the features' scale.
 
@@ -141,22 +144,24 @@ def mix(
       of_weights: from one coefficient a tensor to that of every weight, direction by direction: coefficients of all weights
         at once would be as large as the directions themselves. By default each weight has coefficients of its own.
     """
+    assert isinstance(step.features.directions, dict)
     sides = {"x_s": step.x_s, **step.features.directions}
-    return sum(of_weights(coefficients[name]) * sides[name] for name in ("x_s", *DIRECTIONS) if name in sides)
+    parts = (of_weights(coefficients[name]) * sides[name] for name in ("x_s", *DIRECTIONS) if name in sides)
+    return functools.reduce(jnp.add, parts)
 
 
 def move(params: FieldParams, step: Move) -> tuple[Array, Array]:
     """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale."""
     features, head = step.features, params.kind.head
-    whole_run = features.tensor.shape[:-1] != features.scale.shape
-    of_weights = (lambda part: part[features.segment]) if whole_run else lambda part: part
     shared, own = inputs(head, step)
+    whole_run = shared.shape[:-1] != features.scale.shape
+    of_weights = (lambda part: part[features.segment]) if whole_run else lambda part: part
     num_shared = shared.shape[-1]
     shared = _standardised(shared, params.shift[:num_shared], params.spread[:num_shared])
     own = _standardised(own, params.shift[num_shared:], params.spread[num_shared:])
     network = Coefficients(widths_of(params))
     if head == "coordinate":
-        outputs = network.apply(params.network, shared, own, of_weights)
+        outputs: Any = network.apply(params.network, shared, own, of_weights)
         return mix(outputs, step) + outputs["residual"], outputs["log_error"]
     outputs = network.apply(params.network, shared, own)
     return mix(outputs, step, of_weights), of_weights(outputs["log_error"])

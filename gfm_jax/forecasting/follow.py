@@ -33,6 +33,7 @@ def solved_displacement(field: FieldParams, step: Move) -> Float[Array, "*n"]:
     between the two moments are taken as linear in time."""
     import diffrax  # on first use: it takes half a second
 
+    assert field.kind.num_solver_steps is not None
     elapsed = step.t.time - step.s.time
     start, end = (log_time(step.now, moment) for moment in (step.s, step.t))
 

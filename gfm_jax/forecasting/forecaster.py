@@ -40,7 +40,7 @@ def forecaster_of(
     def many(params, runs):
         return map_rows(lambda run: forecast_one(params, *run), runs, batch_size=8)
 
-    compiled = {2: jax.jit(one), 3: jax.jit(many)}
+    compiled = {1: jax.jit(one), 2: jax.jit(many)}
 
     def in_a_trace(params, run):
         forecast, holds = forecast_one(params, *run), is_forecastable(*run)
@@ -50,8 +50,8 @@ def forecaster_of(
         """Forecasts the weights of one run, [dim], or of each of a batch, [runs, dim], at a horizon ahead of its prefix."""
         run = check_forecast(prefix, horizon, layouts(params))
         if not is_traced(params, run):
-            return compiled[run[0].weights.ndim](params, run)
-        if run[0].weights.ndim == 2:
+            return compiled[run[0].step.ndim](params, run)
+        if run[0].step.ndim == 1:
             return in_a_trace(params, run)
         return jax.vmap(lambda run: in_a_trace(params, run))(run)
 

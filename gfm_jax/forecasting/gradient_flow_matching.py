@@ -246,7 +246,7 @@ def function_space(
     of_field = {
         "head": head, "widths": widths, "losses": losses, "fractions": fractions, "feature_dropout": feature_dropout,
     }  # fmt: skip
-    loss = functools.partial(loss_of_forecasts, losses, weight)
+    loss = functools.partial(loss_of_forecasts, losses or (), weight)
     return _forecaster("function_space", sample, loss, draws, own, defaults=IN_FUNCTION_SPACE, **of_field)
 
 
@@ -282,7 +282,7 @@ def _forecaster(
             raise ValueError(f"losses: expected one for each batch of runs, for a fit in function space, got {losses}")
         return cut_all(runs, fractions, feature_dropout, losses)
 
-    def about(field, windows):
+    def about(field: FieldParams, windows):
         layouts = tuple(dict.fromkeys(part.layout for part in windows))
         has_curvature = jnp.stack([named(part.features.run, RUN)["has_curvature"].max() for part in windows]).max()
         return Params(*field, None, layouts, has_curvature)
@@ -327,6 +327,7 @@ def _forecast(kind: FieldKind, params: Params, prefix: Trajectory, horizon: Hori
         prefix = prefix._replace(curvature=jax.tree.map(lambda leaf: params.has_curvature * leaf, prefix.curvature))
     features = stacked(observe(prefix))
     if prefix.curvature is None:  # its directions are zero: left out, they cost nothing
+        assert isinstance(features.directions, dict)
         offered = {name: array for name, array in features.directions.items() if name not in KRYLOV}
         features = features._replace(directions=offered)
     return _from_features(params, features, horizon_at(prefix, -1), horizon)
@@ -414,6 +415,7 @@ def calibrate_windows(
     ratios, horizons, runs = [], [], []
     for i, (part, forecast, ahead, rows) in enumerate(zip(windows, forecasts, aheads, held_out, strict=True)):
         error = np.abs(np.asarray(part.weights)[np.asarray(part.run), -1] - np.asarray(forecast.weights))
+        assert forecast.upper is not None
         ratios += list((error / np.asarray(forecast.upper - forecast.weights))[rows])
         horizons += np.asarray(ahead)[rows].tolist()
         runs += [(i, run) for run in np.asarray(part.run)[rows].tolist()]

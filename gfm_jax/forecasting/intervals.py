@@ -16,8 +16,8 @@ __all__ = ["HalfWidth", "conformal", "half_width_at", "widen"]
 class HalfWidth(NamedTuple):
     """Half the width of the intervals in units of the expected error, at horizons log(m/n) in increasing order."""
 
-    ahead: Float[Array, " horizons"]
-    value: Float[Array, " horizons"]
+    ahead: Float[Array | np.ndarray, " horizons"]
+    value: Float[Array | np.ndarray, " horizons"]
 
 
 UNIT = HalfWidth(np.zeros(1, np.float32), np.ones(1, np.float32))  # one expected error, at any horizon
@@ -109,4 +109,6 @@ def widen(half_width: HalfWidth, ahead: Float[Array, " n"], forecast: Forecast) 
     """Forecasts [n, dim] with intervals of one expected error, as forecasts with calibrated intervals."""
     q = half_width_at(half_width, ahead)[:, None]
     mean, lower, upper = forecast
+    assert lower is not None
+    assert upper is not None
     return Forecast(mean, mean + q * (lower - mean), mean + q * (upper - mean))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gfm_jax.base import Features, Horizon
+from gfm_jax.base import Horizon
 from gfm_jax.flows import flow_matching_loss, interpolate, lagrangian, linear
 from gfm_jax.forecasting.displacement import function_space_loss, laplace_nll, relative_huber
 from gfm_jax.forecasting.field import FieldParams, Move, move
@@ -194,7 +194,7 @@ def draw_runs(key: Array, windows: Windows, num: int, final_probability: float) 
     """Whole runs: moves from the last observed save, and the true weights at their ends."""
     window, ahead = draw_windows(key, windows, num, final_probability)
     run, last = windows.run[window], windows.last[window]
-    features: Features = jax.tree.map(lambda leaf: leaf[window], windows.features)
+    features = jax.tree.map(lambda leaf: leaf[window], windows.features)
     features = features._replace(directions=named(features.directions, DIRECTIONS))
     now, t = (windows.moment(run, save) for save in (last, ahead))
     return Move(features, now, now, t, jnp.zeros_like(features.scale)), windows.weights[run, ahead]

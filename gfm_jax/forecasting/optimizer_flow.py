@@ -60,7 +60,7 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
             weights, state = point
             return field.velocity(time, weights, state, gradient(weights), rate)
 
-        start = (prefix.weights[-1], {name: slot[-1] for name, slot in slots.items()})
+        start = (prefix.weights[-1], {name: prefix.state[name][-1] for name in slots})
         options = {"num_steps": num_steps, "solver": diffrax.Heun()}
         (weights, _), _ = solve_flow(velocity, start, prefix.time[-1], horizon.time, **options)
         return Forecast(weights)

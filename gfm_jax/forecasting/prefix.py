@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from gfm_jax.base import Horizon, Trajectory
+from gfm_jax.checks import is_traced
 from gfm_jax.forecasting.validation import as_run, save_index
 
 __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
@@ -41,13 +42,13 @@ def prefix_of(run: Trajectory, last: int) -> Trajectory:
     """
     run = as_run(run)
     by_save = run.step.ndim - 1
-    last = save_index(run.step.shape[-1], last)
+    stop = save_index(run.step.shape[-1], last) + 1
     known = run._replace(finite=None, layout=None, curvature=None)
-    known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, last + 1),)], known)
+    known = jax.tree.map(lambda array: array[(slice(None),) * by_save + (slice(0, stop),)], known)
     return known._replace(layout=run.layout)
 
 
-def horizon_at(run: Trajectory, save: int) -> Horizon:
+def horizon_at(run: Trajectory, save: Int[Array, ""] | int) -> Horizon:
     """The moment of a save, of a run or of a batch of them; its rate is 1 where no learning rates were recorded.
 
     Args:
@@ -78,7 +79,7 @@ def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
       ValueError: for a known step that is negative, or not finite.
     """
     run = as_run(run)
-    if not isinstance(step, jax.core.Tracer) and not 0 <= step < np.inf:
+    if not is_traced(step) and not 0 <= step < np.inf:
         raise ValueError(f"step: expected a number of updates from 0 on, got {step}")
     step = jnp.asarray(step, jnp.float32)
 

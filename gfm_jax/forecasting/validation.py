@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from gfm_jax.base import Curvature, Horizon, Layout, Trajectory
 from gfm_jax.checks import is_traced, on_host
@@ -29,7 +29,7 @@ BY_SAVE = ("learning_rate", "loss")  # optional parts [saves], and those [saves,
 BY_WEIGHT = ("mean_weights", "gradient")
 
 
-def save_index(saves: int, index: int, *, name: str = "last", least: int = 0) -> int:
+def save_index(saves: int, index: Int[Array, ""] | int, *, name: str = "last", least: int = 0) -> Int[Array, ""] | int:
     """The index of a save, counted from 0; a negative one counts from the end, as everywhere in Python.
 
     Args:
@@ -262,6 +262,7 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
         size fits none, or several, of `layouts`.
     """
     prefix = as_run(prefix, "prefix")
+    assert prefix.weights is not None
     *runs, saves, dim = prefix.weights.shape
     if saves < 2:
         raise ValueError(f"prefix: expected at least two saves, got {saves}: one snapshot has no direction")
@@ -311,6 +312,7 @@ def sound_runs(runs: Trajectory, name: str = "runs") -> Trajectory:
       ValueError: for a single run, runs without layout, fewer than three saves, or where no run is left.
     """
     runs = as_run(runs, name)
+    assert runs.weights is not None
     if runs.weights.ndim != 3:
         raise ValueError(
             f"{name}: expected a batch of runs, weights [runs, saves, dim], got one run with {runs.weights.shape}"

@@ -104,6 +104,7 @@ def cut(
     Array([2, 2, 4, 4], dtype=int32)
     """
     runs = as_run(runs, "runs")
+    assert runs.weights is not None
     if runs.weights.ndim != 3 or runs.layout is None:
         raise ValueError(f"runs: expected a batch [runs, saves, dim] with a layout, got weights {runs.weights.shape}")
     _check_cuts(runs, fractions, feature_dropout)
@@ -117,6 +118,7 @@ def cut(
         if loss is not None and "curvature" not in names:
             place = (last, "nu" in (known.state or {}))  # curvature depends on nothing else
             if place not in measured:
+                assert known.weights is not None
                 weights = known.weights[:, last].astype(jnp.float32)
                 measured[place] = _curvatures(loss, weights, metric(known, last))
             known = known._replace(curvature=measured[place])
@@ -275,6 +277,7 @@ def _curvatures(loss, weights, metrics):
 def _features(seen, layout, chunk):
     def of_one(seen):
         features = stacked(features_of(seen, layout))
+        assert isinstance(features.directions, dict)
         return features._replace(directions=stack(features.directions, DIRECTIONS))
 
     return jax.lax.map(of_one, seen, batch_size=chunk)
@@ -320,10 +323,9 @@ def draw_pairs(
         s, t, goal = between, between + 1, jnp.full_like(t, windows.weights.shape[1] - 1)
 
     picked = _of_weights(windows.features, lambda leaf: leaf[window, coordinate])
+    tensor, of_run, directions = map(jnp.asarray, (picked.tensor, picked.run, picked.directions))  # stacked
     picked = picked._replace(
-        tensor=picked.tensor[window, picked.segment],
-        run=picked.run[window],
-        directions=named(picked.directions, DIRECTIONS),
+        tensor=tensor[window, picked.segment], run=of_run[window], directions=named(directions, DIRECTIONS)
     )
     moment = functools.partial(windows.moment, run)
     moved = lambda save: (windows.weights[run, save, coordinate] - picked.origin) / picked.scale

@@ -1,5 +1,7 @@
 """Small sequence models: [length, channels] to one vector."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -27,7 +29,7 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        states = nn.RNN(nn.OptimizedLSTMCell(self.width))(x)
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(self.width))(x)
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="output")(states[..., -1, :])
 
 

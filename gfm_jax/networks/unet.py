@@ -96,7 +96,7 @@ class _Attention(nn.Module):
 UNIFORM = nn.initializers.lecun_uniform()
 
 
-def _dense(features, name, axis=-1, kernel_init=UNIFORM):
+def _dense(features, name, axis: int | tuple[int, ...] = -1, kernel_init=UNIFORM):
     return nn.DenseGeneral(features, axis=axis, kernel_init=kernel_init, name=name)
 
 

@@ -60,7 +60,7 @@ def scale_by_chebyshev(num_stages: int = 5, damping: float = 0.05) -> optax.Grad
         a, b = jnp.asarray(of_past)[j], jnp.asarray(of_gradient)[j]
         mix = lambda d, g: a.astype(d.dtype) * d + b.astype(d.dtype) * g.astype(d.dtype)
         direction = jax.tree.map(mix, state.direction, updates)
-        new_state = ScaleByChebyshevState(optax.safe_increment(state.count), direction)
+        new_state = ScaleByChebyshevState(jnp.asarray(optax.safe_increment(state.count)), direction)
         return jax.tree.map(lambda d, g: d.astype(g.dtype), direction, updates), new_state
 
     return optax.GradientTransformation(init, update)

@@ -1,6 +1,6 @@
 """Any optimizer as a field on weights AND state, integrated by a Runge-Kutta method."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +64,15 @@ def joint_runge_kutta(
         state = transform.init(params)
         return state if in_its_steps else jax.tree.map(_as_time, state)
 
-    def update(updates, state, params=None, *, grad_fn=None, **extra_args):
+    def update(updates, state, params=None, *, grad_fn: Any = None, **extra_args):
         check_stages(num, params, grad_fn)
         start = (params, state)
-        at, gradient, velocities = start, updates, []
+        at, velocities = start, []
         for row in rows:
+            gradient = ask(grad_fn, at[0]) if velocities else updates
             moved, new_state = transform.update(gradient, at[1], at[0], **extra_args)
             velocities.append((moved, jax.tree.map(_change, new_state, at[1])))
             at = jax.tree.map(lambda x, *d, row=row: _after(x, [step * c for c in row], d), start, *velocities)
-            gradient = ask(grad_fn, at[0]) if len(velocities) < num else None
         moved = jax.tree.map(lambda new, old: new - old, at[0], params)
         return moved, at[1]
 

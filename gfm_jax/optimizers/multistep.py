@@ -131,7 +131,7 @@ def scale_by_linear_multistep(
 
         direction = jax.tree.map(mix, *past)
         new_state = ScaleByLinearMultistepState(
-            optax.safe_increment(state.count),
+            jnp.asarray(optax.safe_increment(state.count)),
             (direction, *state.directions)[: len(mu)],
             past[len(mu) :][: len(b) - 1],
         )

@@ -80,7 +80,7 @@ def scale_by_runge_kutta(
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
         stages = stage_gradients(tableau, num, rate_at(state.count), updates, params, grad_fn)
-        return _mix(b, stages), ScaleByRungeKuttaState(optax.safe_increment(state.count))
+        return _mix(b, stages), ScaleByRungeKuttaState(jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

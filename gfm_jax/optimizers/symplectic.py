@@ -100,7 +100,7 @@ def _transformation(learning_rate, friction, kick):
         step = jnp.asarray(rate_at(state.count), state.step.dtype)
         move = lambda p, g: kick(p, g.astype(p.dtype), state.step.astype(p.dtype), step.astype(p.dtype))
         momentum = jax.tree.map(move, state.momentum, updates)
-        new_state = SymplecticState(optax.safe_increment(state.count), step, momentum)
+        new_state = SymplecticState(jnp.asarray(optax.safe_increment(state.count)), step, momentum)
         return jax.tree.map(lambda p, g: (-p).astype(g.dtype), momentum, updates), new_state
 
     return optax.GradientTransformation(init, update)

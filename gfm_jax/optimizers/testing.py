@@ -7,7 +7,7 @@ An order is fitted in double precision (`jax_enable_x64`), to distances far abov
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import flax.linen as nn
@@ -55,7 +55,8 @@ def regress(key: Key[Array, ""], num_hidden: int = 8, num_examples: int = 20) ->
     network = MLP((num_hidden, 1), nn.tanh)
     inputs = jax.random.normal(key_inputs, (num_examples, 3))
     examples = (inputs, jnp.sin(inputs.sum(-1)) + 0.1 * jax.random.normal(key_targets, (num_examples,)))
-    loss = lambda weights, examples: jnp.mean((network.apply(weights, examples[0])[:, 0] - examples[1]) ** 2) / 2
+    apply: Callable[..., Any] = network.apply
+    loss = lambda weights, examples: jnp.mean((apply(weights, examples[0])[:, 0] - examples[1]) ** 2) / 2
     # flax does not ask about the precision of the inputs
     start = jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), init_network(network, key_weights, inputs))
     return Problem(loss, lambda weights, examples=examples: jax.grad(loss)(weights, examples), examples, start)
@@ -71,7 +72,7 @@ def descent(gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 @functools.partial(quick_jit, static_argnums=0, level=1)  # it would take longer to optimise than to run
-def exact_flow(field: Callable[..., PyTree], start: PyTree, time: ArrayLike, *rest: PyTree) -> PyTree:
+def exact_flow(field: Callable[..., PyTree], start: PyTree, time: float | Array, *rest: PyTree) -> PyTree:
     """Where a field leads, to ten digits in double precision.
 
     Args:

@@ -23,7 +23,7 @@ def check_splits(data: PyTree, num_classes: int | None) -> int:
     for split, parts in data.items():
         if not isinstance(parts, tuple | list) or len(parts) != 2:
             raise ValueError(f"data[{split!r}]: expected (inputs, labels), got {type(parts).__name__}")
-        check_labelled(*parts, num_classes, f"data[{split!r}]")
+        check_labelled(parts[0], parts[1], num_classes, f"data[{split!r}]")
     if num_classes is None and is_traced(data):
         raise ValueError("num_classes: expected a number where the labels are traced, got None")
     return 1 + max(int(np.max(labels)) for _, labels in data.values()) if num_classes is None else num_classes
@@ -40,7 +40,7 @@ def check_labelled(
       num_classes: at least 1; None for as many as there are.
       name: of the examples, for the message.
     """
-    inputs, labels = (part if hasattr(part, "dtype") else np.asarray(part) for part in (inputs, labels))
+    inputs, labels = (part if isinstance(part, Array | np.ndarray) else np.asarray(part) for part in (inputs, labels))
     of_inputs, of_labels = inputs.dtype, labels.dtype
     is_one = lambda dtype, *kinds: any(jnp.issubdtype(dtype, kind) for kind in kinds)
     if not is_one(of_inputs, jnp.floating, jnp.integer, jnp.bool_):

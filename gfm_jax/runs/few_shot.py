@@ -100,7 +100,7 @@ def draw_support(
     Returns:
       (inputs [ways * shots, ...], labels [ways * shots]), class after class.
     """
-    rarest = None if isinstance(examples.count, jax.core.Tracer) else int(np.asarray(examples.count).min())
+    rarest = None if is_traced(examples.count) else int(np.asarray(examples.count).min())
     if shots < 1 or (rarest is not None and shots > rarest):
         raise ValueError(f"shots: expected 1..{rarest} examples of a class, got {shots}")
 
@@ -171,7 +171,7 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
         mean = lambda values: jnp.sum(jnp.where(counts, values, 0.0)) / counts.sum()
         return {"loss": mean(_cross_entropy(logits, labels)), "accuracy": mean(logits.argmax(-1) == labels)}
 
-    examples = {split: by_class(*parts, num_classes) for split, parts in data.items()}
+    examples = {split: by_class(inputs, labels, num_classes) for split, (inputs, labels) in data.items()}
     return Task(examples, lambda key, variety=None: network.init(key), draws, loss, evaluate)
 
 

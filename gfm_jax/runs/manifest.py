@@ -75,13 +75,14 @@ def read_manifest(store: ts.KvStore) -> Manifest | None:
         content = json.loads(found.value)
         version = content.pop("format")
         if version == FORMAT:
-            manifest = Manifest(**content)
+            layout = content["layout"] and layout_from_dict(content["layout"])
+            manifest = Manifest(**content | {"layout": layout})
             recipe, stored = manifest.recipe, manifest.stored
             if not (stored == recipe["num_runs"] or stored in range(0, recipe["num_runs"], recipe["chunk"])):
                 raise ValueError(f"{stored} of {recipe['num_runs']} runs stored, {recipe['chunk']} at a time")
             if missing := {"step", "time"} - manifest.arrays.keys():
                 raise ValueError(f"no array {' and '.join(sorted(missing))}")
-            return manifest._replace(layout=manifest.layout and layout_from_dict(manifest.layout))
+            return manifest
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CorruptRecording(f"{store.url}: its {NAME} is damaged ({error!r})") from error
     old = ", of .npy files; read them by numpy.load, or record again" if version == 1 else ""

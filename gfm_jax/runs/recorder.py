@@ -14,7 +14,7 @@ from gfm_jax.base import Task, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.pytrees import place
-from gfm_jax.runs.recording_checks import PARTS, check_recording, check_runs, check_saves
+from gfm_jax.runs.recording_checks import PARTS, check_recording, check_runs, check_saves, x64
 from gfm_jax.runs.training_loop import train
 from gfm_jax.runs.update_plan import cached_plan, warn_of_slots
 
@@ -111,26 +111,24 @@ def record(
     >>> record(jax.random.key(1), task, optax.adam, jnp.full((4, 10), 0.1), num_saves=5).weights.shape
     (4, 6, 3)
     """
-    learning_rates = check_recording(optimizer, learning_rates, keep, dtype, variety)
-    saves = _saves(saves, num_saves, learning_rates.shape[-1])
-    key, learning_rates = check_runs(key, learning_rates, variety, chunk, mesh)
-    many = learning_rates.ndim == 2
+    rates = check_recording(optimizer, learning_rates, keep, dtype, variety)
+    steps = _saves(saves, num_saves, rates.shape[-1])
+    key, rates = check_runs(key, rates, variety, chunk, mesh)
+    many = rates.ndim == 2
     of_one = lambda leaf: (jnp.shape(leaf)[many:], getattr(leaf, "dtype", jnp.result_type(leaf)))
     kinds, structure = jax.tree.flatten(variety)
-    plan = cached_plan(
-        optimizer, task.init, of_one(key), structure, tuple(map(of_one, kinds)), jax.config.jax_enable_x64
-    )
+    plan = cached_plan(optimizer, task.init, of_one(key), structure, tuple(map(of_one, kinds)), x64())
     warn_of_slots(plan, keep)
     if mesh is not None:
         over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-        key, learning_rates, variety = place((key, learning_rates, variety), over_runs)
-    functions, num_steps = task._replace(data=None), learning_rates.shape[-1]
+        key, rates, variety = place((key, rates, variety), over_runs)
+    functions, num_steps = task._replace(data=None), rates.shape[-1]
     if many:
         weights, draws = _start_many(functions, num_steps, mesh, key, variety)
     else:
         weights, draws = _start(functions, num_steps, key, variety)
-    static = (task.loss, optimizer, plan, saves, tuple(keep), jnp.dtype(dtype), chunk, mesh)
-    return _train(static, task.data, weights, draws, learning_rates)
+    static = (task.loss, optimizer, plan, steps, tuple(keep), jnp.dtype(dtype), chunk, mesh)
+    return _train(static, task.data, weights, draws, rates)
 
 
 def _saves(saves, num_saves, num_steps) -> tuple[int, ...]:

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["DTYPES", "PARTS", "check_recording", "check_runs", "check_saves"]
+from gfm_jax.checks import is_traced
+
+__all__ = ["DTYPES", "PARTS", "check_recording", "check_runs", "check_saves", "x64"]
 
 PARTS = ("weights", "mean_weights", "gradient", "state", "learning_rate", "loss")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -25,12 +27,12 @@ def check_recording(optimizer, learning_rates, keep, dtype, variety):
         raise ValueError(f"keep: expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     if not any(_same_dtype(dtype, known) for known in DTYPES):
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if _same_dtype(dtype, "float64") and not jax.config.jax_enable_x64:
+    if _same_dtype(dtype, "float64") and not x64():
         raise ValueError("dtype: float64 needs jax.config.update('jax_enable_x64', True)")
     if variety is not None and not isinstance(variety, dict):
         raise ValueError(f"variety: expected a dict of scalars or arrays, got {type(variety).__name__}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(variety or {}):
-        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf, float)).all():
+        if not is_traced(leaf) and not np.isfinite(np.asarray(leaf, float)).all():
             raise ValueError(f"variety{jax.tree_util.keystr(path)}: expected finite numbers, got {leaf}")
     return learning_rates
 
@@ -50,7 +52,7 @@ def _check_rates(learning_rates):
         raise ValueError("learning_rates: expected that of every step, such as jnp.full(num_steps, 1e-3), got a scalar")
     if learning_rates.ndim > 2:
         raise ValueError(f"learning_rates: expected [num_steps] or [runs, num_steps], got shape {learning_rates.shape}")
-    if not isinstance(learning_rates, jax.core.Tracer):
+    if not is_traced(learning_rates):
         known = np.asarray(learning_rates).astype(np.float64)
         bad = np.argwhere(~(np.isfinite(known) & (known >= 0)))
         if len(bad):
@@ -62,7 +64,7 @@ def _check_rates(learning_rates):
 
 def check_saves(saves, num_steps) -> tuple[int, ...]:
     """Refuses steps that are not in order; returns them as numbers of Python."""
-    if isinstance(saves, jax.core.Tracer):
+    if is_traced(saves):
         raise ValueError(
             "saves: expected steps that are known before anything is traced, such as a tuple, got a tracer"
         )
@@ -73,6 +75,11 @@ def check_saves(saves, num_steps) -> tuple[int, ...]:
     if steps.ndim != 1 or len(steps) < 2 or steps[0] != 0 or (np.diff(steps) <= 0).any() or steps[-1] > num_steps:
         raise ValueError(f"saves: expected steps increasing from 0 to at most {num_steps}, got {steps.tolist()}")
     return tuple(steps.tolist())
+
+
+def x64() -> bool:
+    """Whether JAX computes in double precision where it is asked to."""
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  options are made at run time
 
 
 def _same_dtype(dtype, name):

@@ -254,7 +254,7 @@ def _create(store, name, array, num_runs):
     return ts.open(spec, kvstore=store / f"{name}/", open=True, create=True).result()
 
 
-def _read(store, manifest, names, runs) -> dict[str, np.ndarray]:
+def _read(store, manifest, names, runs) -> dict[str, Any]:
     spec, arrays, reads = {"driver": "zarr3", "fill_missing_data_reads": False}, {}, {}
     try:
         for name in names:

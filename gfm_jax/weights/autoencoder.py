@@ -1,7 +1,7 @@
 """Learned codes, by an autoencoder that is asked for what networks do, not only for what their weights are."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -157,7 +157,7 @@ class Networks(nn.Module):
         return self.decode(self.encode(w)[0])
 
 
-def autoencoder_loss(terms: Terms, encode, decode, outputs, params, key, weights, seen):
+def autoencoder_loss(terms: Terms, encode, decode, outputs, params, key, weights, seen) -> tuple[Any, dict[str, Array]]:
     """What a round trip of a batch loses, by term: `encode(params, w) -> mean, log_std`, `decode(params, z) -> w`."""
 
     def one(key, w):

@@ -6,7 +6,7 @@ real dtype; all is computed, and generated, in float32 or better.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,9 @@ def _keep(key, data, *, folder, progress):
 
 def _needed(cond, num, columns, where):
     """The conditions that `generate` follows."""
-    return check_conditions(_given(cond, num, where), check_count("num", num), Conditions(columns))
+    cond = check_conditions(_given(cond, num, where), check_count("num", num), Conditions(columns))
+    assert cond is not None
+    return cond
 
 
 def _given(cond, num, where):
@@ -218,19 +220,20 @@ def hypernetwork(
 
     def fit_codes(key, data, *, folder, progress):
         zoo = as_zoo(data)
-        _given(zoo.cond, len(zoo.weights), "a hypernetwork")
+        cond = _given(zoo.cond, len(zoo.weights), "a hypernetwork")
         key_codec, key_model = jax.random.split(key)
         params, codes = _codes(codec, key_codec, zoo)
         learner = _regression(network or _perceptron(codes.shape[1]))
         options = {"num_steps": num_steps, "learning_rate": learning_rate, "folder": folder, "progress": progress}
-        found, _ = fit(key_model, learner, (zoo.cond, codes), **options)
-        return Coded(params, (found, codes[0], zoo.cond[0]))
+        found, _ = fit(key_model, learner, (cond, codes), **options)
+        return Coded(params, (found, codes[0], cond[0]))
 
     def generate(key, params, num, cond=None):
         found, like, asked = params.model
         cond = _needed(cond, num, len(asked), "a hypernetwork")
         module = network or _perceptron(len(like))
-        return decode_all(codec, params.codec, jax.vmap(functools.partial(module.apply, found))(cond))
+        codes: Any = jax.vmap(functools.partial(module.apply, found))(cond)
+        return decode_all(codec, params.codec, codes)
 
     return Generator(
         Procedure(

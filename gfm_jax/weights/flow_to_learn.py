@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Codec, Flow, Generator, Procedure, config_of
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.fitting import fit
 from gfm_jax.flows import (
     FlowData,
@@ -111,13 +111,13 @@ def flow_to_learn(
             z_1, cond = z_1[index], None if cond is None else cond[index]
         found, _ = fit(key_flow, flow, FlowData(z_1, cond, z_0), folder=inside("flow"), progress=progress)
         if z_0 is None:
-            gaussian = gaussian._replace(factor=jnp.diag(found.std_0))
+            gaussian = unit_gaussian(z_1[0])._replace(factor=jnp.diag(found.std_0))
         return FlowToLearnParams(params, found, gaussian, origin)
 
     def generate(
         key, params, num, cond=None, *, temperature=1.0, x_0=None, num_steps=None, solver=None
     ) -> Float[Array, "num dim"]:
-        known = not isinstance(temperature, jax.core.Tracer)
+        known = not is_traced(temperature)
         if (known and not 0 <= temperature < np.inf) or (params.source is None and not (known and temperature == 1)):
             raise ValueError(f"temperature: expected at least 0, and 1 but for a Gaussian source, got {temperature}")
         num = check_count("num", num)
@@ -129,7 +129,8 @@ def flow_to_learn(
         return decode_all(codec, params.codec, sample(key_flow, flow, params.flow, num, cond, **options))
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
-    jump = flow.flow_map and (lambda params, s, t, z, cond=None: flow.flow_map(params.flow, s, t, z, cond))
+    of_codes = flow.flow_map
+    jump = of_codes and (lambda params, s, t, z, cond=None: of_codes(params.flow, s, t, z, cond))
     config = config_of("weights.flow_to_learn", codec=codec, flow=flow, source=source, coupling=coupling)
     return Generator(Procedure(fit_all, config), generate, velocity, jump)
 

@@ -61,7 +61,7 @@ def adaptation(
     return jnp.concatenate([before, last[None]])
 
 
-def _step(loss, optimizer, examples, carry):
+def _step(loss, optimizer, examples, carry) -> tuple[Any, Any]:
     w, state = carry
     updates, state = optimizer.update(fast_in_loops(jax.grad(loss))(w, examples), state, w)
     return optax.apply_updates(w, updates), state

@@ -131,7 +131,7 @@ class Networks(nn.Module):
     widths: tuple[int, ...]
     num_codes: int
     size: int
-    most: tuple[int, int, int]
+    most: tuple[int, ...]  # layers, units, chunks
 
     def setup(self) -> None:
         self.embeddings = [nn.Embed(most, PLACE) for most in self.most]
@@ -147,7 +147,7 @@ class Networks(nn.Module):
 
     def decode(self, z, *indices):
         place = self.place(*indices)
-        return self.decoder(jnp.concatenate([jnp.broadcast_to(z, (len(place), len(z))), place], axis=1))
+        return self.decoder(jnp.concatenate([jnp.broadcast_to(z, (len(indices[0]), len(z))), place], axis=1))
 
     def __call__(self, tokens, *indices):
         return self.decode(self.encode(tokens, *indices)[0], *indices)

@@ -54,7 +54,7 @@ def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
         layers.setdefault((layer_of(name), units), []).append((len(shape) > 1, incoming))
     vectors_first = (sorted(parts, key=lambda part: part[0]) for parts in layers.values())
     of_layer = [np.concatenate([incoming for _, incoming in parts], axis=1) for parts in vectors_first]
-    size = max(places.shape[1] for places in of_layer) if size is None else size
+    size = int(max(places.shape[1] for places in of_layer)) if size is None else size
     index, where = [], []
     for layer, places in enumerate(of_layer):
         for unit, own in enumerate(places):

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Generator
-from gfm_jax.checks import check_count
+from gfm_jax.checks import check_count, is_traced
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.flows import adjoint_matching_targets, draw_gaussian
 from gfm_jax.flows.flow_data import check_conditions
@@ -94,14 +94,16 @@ def tune_by_adjoint_matching(
       `(key, params, examples, cond=None) -> params`, of one task; its `cond` is [conditions].
 
     Raises:
-      ValueError: for a flow map, a temperature that is not 1; in the call, for a source that is not Gaussian or is coupled to
-        the codes: only from an independent Gaussian is there a diffusion with the flow's marginals that forgets where it
-        started, and without that the law would be tilted by the value of the start as well.
+      ValueError: for a flow map or no flow at all, a temperature that is not 1; in the call, for a source that is not Gaussian
+        or is coupled to the codes: only from an independent Gaussian is there a diffusion with the flow's marginals that
+        forgets where it started, and without that the law would be tilted by the value of the start as well.
 
     Adjoint matching, arXiv 2409.08861; of weights, arXiv 2507.10623.
     """
-    if generator.flow_map is not None:
-        raise ValueError("generator: expected one that follows a velocity, got a flow map, which adjoints do not tune")
+    of_codes = generator.velocity
+    if of_codes is None or generator.flow_map is not None:
+        got = "none" if of_codes is None else "a flow map, which adjoints do not tune"
+        raise ValueError(f"generator: expected one that follows a velocity, got {got}")
     if recipe.temperature != 1:
         raise ValueError(f"temperature: expected 1, the law that is tilted, got {recipe.temperature}")
 
@@ -115,12 +117,11 @@ def tune_by_adjoint_matching(
                 f"params: expected a source independent of the codes, got coupling {params.origin.coupling!r}: "
                 "the samples would be tilted by where they start too"
             )
-        base = lambda t, z: generator.velocity(params, t, z, cond)
+        base = lambda t, z: of_codes(params, t, z, cond)
 
         def objective(network, key):
-            velocity = lambda t, z: generator.velocity(
-                params._replace(flow=params.flow._replace(network=network)), t, z, cond
-            )
+            own = params._replace(flow=params.flow._replace(network=network))
+            velocity = lambda t, z: of_codes(own, t, z, cond)
             key_source, key_paths = jax.random.split(key)
 
             def one(key, z_0):
@@ -142,7 +143,7 @@ def _check_recipe(recipe):
         check_count(name, getattr(recipe, name))
     for name, least in (("learning_rate", "more than 0"), ("temperature", "at least 0")):
         value = getattr(recipe, name)
-        if isinstance(value, jax.core.Tracer):
+        if is_traced(value):
             continue
         if not 0 <= value < jnp.inf or (name == "learning_rate" and value == 0):
             raise ValueError(f"{name}: expected {least}, got {value}")

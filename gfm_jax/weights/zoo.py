@@ -35,7 +35,7 @@ def as_zoo(data, least: int = 1) -> Zoo:
         of another number.
     """
     if not isinstance(data, Zoo):
-        data = Zoo(*data) if isinstance(data, tuple) and len(data) == 2 else Zoo(data)
+        data = Zoo(*data) if isinstance(data, tuple) and len(data) == 2 else Zoo(as_points("weights", data))
     weights = as_points("weights", data.weights, least=least)
     check_finite("weights", weights)
     cond = None if data.cond is None else conditions_of(data.cond, len(weights), "networks")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Shaped
 
-from gfm_jax.checks import as_points, check_count, check_finite
+from gfm_jax.checks import as_points, check_count, check_finite, is_traced
 
 __all__ = ["exact_wasserstein", "frechet", "mmd", "sliced_wasserstein"]
 
@@ -91,7 +91,7 @@ def mmd(
       ValueError: for fewer samples, samples of different dimensions or not finite, or a bandwidth that is not positive.
     """
     x, y = _both(x, y, least=2)
-    if bandwidth is not None and not isinstance(bandwidth, jax.core.Tracer) and not 0 < bandwidth < np.inf:
+    if bandwidth is not None and not is_traced(bandwidth) and not 0 < bandwidth < np.inf:
         raise ValueError(f"bandwidth: expected a positive number, got {bandwidth}")
     x, y, scale = _centred(x, y)
 

@@ -73,7 +73,7 @@ def classifier_features(
     """
     held, held_labels = held_out
     images, held = as_points("images", images), as_points("held_out", held)
-    shape, channels = tuple(shape), tuple(channels)
+    shape, channels = (*shape,), tuple(channels)
     for name, points, its_labels in (("images", images, labels), ("held_out", held, held_labels)):
         if points.shape[1] != math.prod(shape):
             raise ValueError(

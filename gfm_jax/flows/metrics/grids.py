@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from gfm_jax.checks import as_float, as_points, check_count, check_finite
+from gfm_jax.checks import as_float, as_points, check_count, check_finite, is_traced
 
 __all__ = ["histogram", "kl_floor", "kl_on_grid", "off_support"]
 
@@ -58,7 +58,7 @@ def kl_on_grid(
     mass = as_float("mass", mass)
     if mass.ndim != 2 or mass.shape[0] != mass.shape[1]:
         raise ValueError(f"mass: expected that of each bin [bins, bins], got shape {mass.shape}")
-    if not isinstance(mass, jax.core.Tracer):
+    if not is_traced(mass):
         values = np.asarray(mass)
         if not ((values >= 0).all() and abs(values.sum() - 1) < 0.01):
             raise ValueError(f"mass: expected numbers of at least 0 whose sum is 1, got a sum of {values.sum():.4g}")

@@ -52,4 +52,4 @@ def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float) -> Callable
     if not tau > 0:
         raise ValueError(f"tau: expected a positive time, got {tau}")
     rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    return lambda count: jnp.exp(-rate_at(count) / tau)
+    return lambda count: jnp.exp(rate_at(count) / -tau)

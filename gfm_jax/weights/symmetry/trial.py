@@ -97,6 +97,7 @@ def change(trial: Trial, leaves: list, order: np.ndarray | None = None) -> float
       leaves: of other weights.
       order: of the outputs along their last axis, that they are expected in.
     """
+    assert trial.outputs is not None
     found = 0.0
     for before, after in zip(trial.outputs, trial.run(leaves), strict=True):
         before = np.take(before, order, axis=-1) if order is not None and before.ndim else before
