@@ -14,6 +14,7 @@ from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import from_first_motion, line_weights
 from gfm_jax.forecasting.forecaster import forecaster_of, unfitted
 from gfm_jax.forecasting.windows import cut_all
+from gfm_jax.minimize import minimize
 
 __all__ = [
     "dmd",
@@ -284,13 +285,4 @@ def _examples(fractions, every, windows):
 @jax.jit
 def _l1_regression(x, y, target, wanted):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 300))
-
-    def step(carry, _):
-        coefficients, state = carry
-        loss = lambda c: relative_l1(c[0] * x + c[1] * y, target, wanted)
-        updates, state = optimizer.update(jax.grad(loss)(coefficients), state)
-        return (optax.apply_updates(coefficients, updates), state), None
-
-    start = jnp.zeros(2)
-    (coefficients, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=300)
-    return coefficients
+    return minimize(lambda c: relative_l1(c[0] * x + c[1] * y, target, wanted), jnp.zeros(2), optimizer, 300)
