@@ -67,7 +67,7 @@ def test_pca_keeps_what_varies_most_and_whitens_it(networks, key):
 def test_weights_of_another_architecture_are_refused(name, networks, key):
     codec = EXACT[name]
     params = fitted(key, codec, networks)
-    with pytest.raises(ValueError, match=r"weights: expected 20 for a network, as in the fit, got shape \(19,\)"):
+    with pytest.raises(ValueError, match=r"weights: expected 20 of a network, as in the fit, got shape \(19,\)"):
         codec.encode(params, networks[0, 1:])
 
 

@@ -30,6 +30,7 @@ FLOORS = {
     "serialization": 1.7,
     "networks": 2,
     "solve": 2,
+    "minimize": 2,
     "fitting": 2,
     "datasets": 2,
     "saving": 2,

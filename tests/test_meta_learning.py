@@ -8,7 +8,7 @@ import pytest
 
 from gfm_jax.fitting import fit
 from gfm_jax.weights import baselines
-from gfm_jax.weights.meta_learning import adapt, adaptation, adapted, maml, reptile
+from gfm_jax.weights.meta_learning import adapted, maml, reptile
 
 CURVATURE = jnp.array([1.0, 4.0])
 CENTRE = jnp.array([2.0, -1.0])
@@ -26,13 +26,6 @@ def loss(w, minimum):
 def draw(key, centre):
     minimum = centre + jax.random.normal(key, (2,))
     return minimum, minimum
-
-
-def test_adapt_is_gradient_descent():
-    path = adaptation(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE)
-    want = CENTRE * (1 - (1 - 0.1 * CURVATURE) ** np.arange(4)[:, None])
-    np.testing.assert_allclose(path, want, rtol=1e-5)
-    np.testing.assert_array_equal(adapt(loss, optax.sgd(0.1), 3, jnp.zeros(2), CENTRE), path[-1])
 
 
 @pytest.mark.parametrize("make", [maml, reptile])
@@ -82,6 +75,6 @@ def test_numbers_and_support_sets(key):
     with pytest.raises(ValueError, match="num: expected an integer of at least 1"):
         scratch.generate(key, params, 3.0, support=jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="num_steps: expected at least 0, got -1"):
-        adapt(loss, optax.sgd(0.1), -1, jnp.zeros(2), CENTRE)
+        adapted(baselines.random(init), loss, optax.sgd(0.1), -1)
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         maml(init, loss, draw, batch_size=0)

@@ -18,6 +18,7 @@ from experiments.flown.meta import at_best_rate
 from gfm_jax.base import Codec, Generator, Network, Task
 from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.flows import flow_matching
+from gfm_jax.minimize import minimize
 from gfm_jax.networks import MLP, DeepSet, TimeMLP, WithContext
 from gfm_jax.pytrees import ravel, unravel
 from gfm_jax.runs import record, streamed
@@ -32,7 +33,7 @@ from gfm_jax.weights import (
     nearest,
     standardized,
 )
-from gfm_jax.weights.meta_learning import adaptation, maml, reptile
+from gfm_jax.weights.meta_learning import maml, reptile
 
 __all__ = ["FromExamples", "Kit", "from_examples", "make_kit"]
 
@@ -291,6 +292,6 @@ def _best(family, scores):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _path(scores, loss, make, num_steps, rate, weights, support, query):
     """The mean score before and after every step."""
-    one = lambda w, examples: adaptation(loss, make(rate), num_steps, w, examples)
+    one = lambda w, examples: minimize(lambda w: loss(w, examples), w, make(rate), num_steps, path=True)
     paths = jax.vmap(one)(weights, support)  # [num, steps + 1, dim]
     return jax.lax.map(lambda w: scores(w, query).mean(), jnp.swapaxes(paths, 0, 1))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gfm_jax.minimize import minimize
 from gfm_jax.runs import labels_among
-from gfm_jax.weights.meta_learning import adapt, adaptation
 
 __all__ = ["accuracy", "at_once", "loss_of", "loss_on", "seeming_accuracy", "train", "tune"]
 
@@ -62,7 +62,7 @@ def _tune(apply, make, num_steps, rate, weights, classes, support, labels, image
     def one(run):
         w, own, *examples = run
         targets = labels_among(images.labels, own)
-        path = adaptation(loss_of(apply), make(rate), num_steps, w, examples)
+        path = minimize(lambda w: loss_on(apply, w, examples), w, make(rate), num_steps, path=True)
         right = lambda w: jnp.sum((apply(w, images.inputs).argmax(-1) == targets) & (targets >= 0))
         return jax.lax.map(right, path) / jnp.sum(targets >= 0)
 
@@ -78,7 +78,8 @@ def loss_of(apply):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def train(loss, num_steps, rate, weights, support):
     """The weights after so many steps of Adam, each network on its own support set."""
-    return jax.vmap(lambda w, examples: adapt(loss, optax.adam(rate), num_steps, w, examples))(weights, support)
+    one = lambda w, examples: minimize(lambda w: loss(w, examples), w, optax.adam(rate), num_steps)
+    return jax.vmap(one)(weights, support)
 
 
 def tune(config, apply, candidates, on_validation, on_held_out, validation_images, test_images):

@@ -8,7 +8,7 @@ import optax
 
 from gfm_jax.base import Generator, Procedure
 from gfm_jax.fitting import fit
-from gfm_jax.weights.meta_learning import adapt
+from gfm_jax.minimize import minimize
 
 __all__ = ["at_best_rate"]
 
@@ -29,7 +29,7 @@ def at_best_rate(
     def after(rate, weights, key, data):
         def one(key):
             support, query = draw(key, data)
-            return loss(adapt(loss, optax.sgd(rate), inner_steps, weights, support), query)
+            return loss(minimize(lambda w: loss(w, support), weights, optax.sgd(rate), inner_steps), query)
 
         return jax.vmap(one)(jax.random.split(key, NUM_EPISODES)).mean()
 

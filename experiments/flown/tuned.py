@@ -10,13 +10,13 @@ import optax
 from experiments.flown.held_out import SPLITS, best_of_samples
 from experiments.flown.judge import accuracy, loss_on, tune
 from experiments.flown.learn import SOLVER_STEPS
-from gfm_jax.weights.tuning import TuningRecipe, tune_by_adjoint_matching, tune_through_solver
+from gfm_jax.weights.tuning import tune_by_adjoint_matching, tune_through_solver
 
 __all__ = ["tuned_flows"]
 
 WAYS = {
-    "through its solver": (tune_through_solver, TuningRecipe(batch_size=8, solver_steps=4)),
-    "by adjoint matching": (tune_by_adjoint_matching, TuningRecipe(batch_size=8, solver_steps=20)),
+    "through its solver": functools.partial(tune_through_solver, batch_size=8, num_solver_steps=4),
+    "by adjoint matching": functools.partial(tune_by_adjoint_matching, batch_size=8, num_solver_steps=20),
 }
 
 
@@ -46,12 +46,12 @@ def tuned_flows(key, config, zoo, codes, generator, params, episodes):
     curve, rate = tune(config, zoo.apply, candidates, *runs, *images.values())
     last = config.tuning_steps[-1]
     rows[f"downstream, {last} steps"] = {"accuracy": float(curve[:, last].mean()), "rate": rate}
-    for own, (row, (way, recipe)) in zip(keys, WAYS.items(), strict=True):
-        recipe = recipe._replace(num_steps=config.flow_tuning_steps)
-        tempered = warm if way is tune_by_adjoint_matching else config
-        if tempered is config:
-            recipe = recipe._replace(temperature=config.temperature)
-        static = way, recipe, zoo.apply, codes.encoder, generator, config.num_samples, tempered.temperature
+    for own, (row, way) in zip(keys, WAYS.items(), strict=True):
+        way, temperature = functools.partial(way, num_steps=config.flow_tuning_steps), 1.0
+        if way.func is tune_through_solver:
+            temperature = config.temperature
+            way = functools.partial(way, temperature=temperature)
+        static = way, zoo.apply, codes.encoder, generator, config.num_samples, temperature
         by_split = dict(zip(SPLITS, jax.random.split(own), strict=True))
         tuned = lambda split, rate: judge(split, _tuned(static, by_split[split], params, rate, some[split]))  # noqa: B023
         best = _best(config.flow_tuning_rates, lambda rate: tuned("validation", rate))  # noqa: B023
@@ -66,8 +66,7 @@ def _best(rates, score):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _tuned(static, key, params, rate, episodes):
-    way, recipe, apply, encoder, generator, num_samples, temperature = static
-    recipe = recipe._replace(learning_rate=rate)
+    way, apply, encoder, generator, num_samples, temperature = static
 
     def loss(z, examples):
         return loss_on(apply, encoder.decode(params.codec, z), examples)
@@ -75,16 +74,16 @@ def _tuned(static, key, params, rate, episodes):
     def reward(z, examples):  # in nats
         return -len(examples[1]) * loss(z, examples)
 
-    judge = reward if way is tune_by_adjoint_matching else loss
+    judge = reward if way.func is tune_by_adjoint_matching else loss
 
     def one(task):
-        key, images, labels, context = task
+        key, images, labels, cond = task
         key_tune, key_draw = jax.random.split(key)
         examples = images, labels
-        tuned = way(generator, judge, recipe)(key_tune, params, examples, context)
-        contexts = jnp.broadcast_to(context, (num_samples, len(context)))
+        tuned = way(generator, judge, learning_rate=rate)(key_tune, params, examples, cond)
+        conds = jnp.broadcast_to(cond, (num_samples, len(cond)))
         options = {"temperature": temperature, "num_steps": SOLVER_STEPS}
-        many = generator.generate(key_draw, tuned, num_samples, contexts, **options)
+        many = generator.generate(key_draw, tuned, num_samples, conds, **options)
         return many[jax.vmap(lambda w: loss_on(apply, w, examples))(many).argmin()]
 
     keys = jax.random.split(key, len(episodes.labels))

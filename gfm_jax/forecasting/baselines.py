@@ -14,6 +14,7 @@ from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import from_first_motion, line_weights
 from gfm_jax.forecasting.forecaster import forecaster_of, unfitted
 from gfm_jax.forecasting.windows import cut_all
+from gfm_jax.minimize import minimize
 
 __all__ = [
     "dmd",
@@ -34,7 +35,7 @@ ROUNDING = 1e-6  # of the square of the leading mode
 
 
 def _combination(
-    learner: Procedure, weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]]
+    name: str, weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]], **choices
 ) -> Forecaster:
     """A forecaster that is a row of weights on the saves, which sum to one."""
 
@@ -46,33 +47,28 @@ def _combination(
         moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin[None])
         return Forecast(origin + moved)
 
-    return forecaster_of(learner, forecast)
+    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **choices), forecast)
 
 
 def persistence() -> Forecaster:
     """The last observed weights, w_n: hard to beat, and what every relative error is relative to."""
-    return _combination(
-        unfitted("forecasting.baselines.persistence"),
-        lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0),
-    )
+    return _combination("persistence", lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0))
 
 
 def lawa(num_last: int | float = 5) -> Forecaster:
-    """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a share of the prefix."""
+    """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a fraction of the prefix."""
     if num_last <= 0:
-        raise ValueError(f"num_last: expected a number of saves, or a share of them below 1, got {num_last}")
-    return _combination(
-        unfitted("forecasting.baselines.lawa", num_last=num_last), lambda prefix, horizon: _last(prefix, num_last)
-    )
+        raise ValueError(f"num_last: expected a number of saves, or a fraction of them below 1, got {num_last}")
+    return _combination("lawa", lambda prefix, horizon: _last(prefix, num_last), num_last=num_last)
 
 
 def lawa_half_log(num_last: int = 5) -> Forecaster:
-    """The mean of the last saves, moved by half of what a line in log time foretells."""
+    """The mean of the last saves, moved by half of what a line in log time predicts."""
 
     def weights_of_saves(prefix, horizon):
         return _last(prefix, num_last) + 0.5 * _line(prefix, horizon, jnp.log, "time", start=1 / 4)
 
-    return _combination(unfitted("forecasting.baselines.lawa_half_log", num_last=num_last), weights_of_saves)
+    return _combination("lawa_half_log", weights_of_saves, num_last=num_last)
 
 
 def linear(clock: str = "time") -> Forecaster:
@@ -81,26 +77,20 @@ def linear(clock: str = "time") -> Forecaster:
     Args:
       clock: "time" (the sum of learning rates) or "step".
     """
-    return _combination(
-        unfitted("forecasting.baselines.linear", clock=clock),
-        lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2),
-    )
+    line = lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2)
+    return _combination("linear", line, clock=clock)
 
 
 def log_time(clock: str = "time") -> Forecaster:
     """A least-squares line in the logarithm of the clock over the last three quarters, continued from w_n."""
-    return _combination(
-        unfitted("forecasting.baselines.log_time", clock=clock),
-        lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4),
-    )
+    line = lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4)
+    return _combination("log_time", line, clock=clock)
 
 
 def sqrt_time(clock: str = "time") -> Forecaster:
     """A least-squares line in the square root of the clock over the last three quarters: diffusion, continued from w_n."""
-    return _combination(
-        unfitted("forecasting.baselines.sqrt_time", clock=clock),
-        lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4),
-    )
+    line = lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4)
+    return _combination("sqrt_time", line, clock=clock)
 
 
 def _last(prefix, num_last):
@@ -121,7 +111,7 @@ def _line(prefix, horizon, scale, clock, start):
 # --- modes of the motion: the same, with weights on the saves that depend on their Gram matrix ------------------------
 
 
-def _modal(learner: Procedure, weights_of_saves: Callable, *, per_tensor: bool = False) -> Forecaster:
+def _modal(name: str, weights_of_saves: Callable, *, per_tensor: bool = False, **choices) -> Forecaster:
     """A forecaster from `(gram, prefix, horizon) -> weights on the saves`, of the whole motion or of every tensor's own.
 
     The Gram matrix [saves, saves] of the displacements from w_n is all that modes need, however many weights there are.
@@ -139,7 +129,7 @@ def _modal(learner: Procedure, weights_of_saves: Callable, *, per_tensor: bool =
         ahead = jnp.concatenate([row @ part for row, part in zip(rows, parts, strict=True)])
         return Forecast(weights[-1] + ahead)
 
-    return forecaster_of(learner, forecast)
+    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **choices), forecast)
 
 
 def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:
@@ -171,7 +161,7 @@ def exponential(rank: int = 3) -> Forecaster:
         factor = jnp.clip(factor, 0.0, 0.999)
         return (steps[-1] * factor * (1 - factor ** _saves_ahead(prefix, horizon)) / (1 - factor)) @ modes
 
-    return _modal(unfitted("forecasting.baselines.exponential", rank=rank), weights_of_saves)
+    return _modal("exponential", weights_of_saves, rank=rank)
 
 
 def rank1() -> Forecaster:
@@ -183,7 +173,7 @@ def rank1() -> Forecaster:
         slope = line_weights(prefix.step.astype(jnp.float32), jnp.ones(len(gram))) @ coordinates[:, 0]
         return slope * (horizon.step - prefix.step[-1]) * modes[0] @ since_start
 
-    return _modal(unfitted("forecasting.baselines.rank1"), weights_of_saves)
+    return _modal("rank1", weights_of_saves)
 
 
 def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
@@ -192,7 +182,7 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
     .. math:: c_{k+1} = A c_k + b, \qquad (A, b) = \arg\min \sum_k |c_{k+1} - A c_k - b|^2, \qquad
        A \leftarrow A / \max(1, \rho(A))
 
-    over the saves from `start` (a share of the prefix) on, so that A is no expansion; its spectral radius rho(A) is the
+    over the saves from `start` (a fraction of the prefix) on, so that A is no expansion; its spectral radius rho(A) is the
     64th root of the norm of the 64th power (arXiv 2006.02361, per tensor).
     """
 
@@ -210,13 +200,12 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
         power = jax.lax.fori_loop(0, 6, lambda _, power: power @ power, operator)
         operator = operator / jnp.maximum(jnp.linalg.norm(power) ** (1 / 64), 1.0)
         last, num_ahead = coordinates[-1], _saves_ahead(prefix, horizon)
-        whole = _affine_power(operator, mean_after - mean_before @ operator, jnp.floor(num_ahead))
-        end = whole(last)
-        share = num_ahead - jnp.floor(num_ahead)  # an incomplete last save counts in part
-        end = end + share * ((end - mean_before) @ operator + mean_after - end)
+        end = _affine_power(operator, mean_after - mean_before @ operator, jnp.floor(num_ahead))(last)
+        part = num_ahead - jnp.floor(num_ahead)  # an incomplete last save counts in part
+        end = end + part * ((end - mean_before) @ operator + mean_after - end)
         return (end - last) @ modes @ centre
 
-    return _modal(unfitted("forecasting.baselines.dmd", rank=rank, start=start), weights_of_saves, per_tensor=True)
+    return _modal("dmd", weights_of_saves, per_tensor=True, rank=rank, start=start)
 
 
 def _affine_power(operator: Float[Array, "rank rank"], shift: Float[Array, " rank"], count: Float[Array, ""]):
@@ -242,10 +231,9 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
 
     .. math:: \hat w_m = w_n + a\,(w_n - w_0) + b\,w_n
 
-    fitted for each of `fractions`, the shares of a run that are observed; a forecast takes the nearest (LFD-2, arXiv
+    fitted for each of `fractions` of a run that are observed; a forecast takes the nearest (LFD-2, arXiv
     2505.02714; the errors of each run are relative to how far it moved). One weight in `every` is used in the regression.
     """
-
     fractions = tuple(fractions)
     if every < 1:
         raise ValueError(f"every: expected one weight in 1 or more, got {every}")
@@ -269,8 +257,8 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _examples(fractions, every, windows):
     """(since the start, origin, moved, index of the fraction) of weights of all windows, in units of how far each run moved."""
-    share = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
-    nearest = jnp.argmin(jnp.abs(share[:, None] - jnp.array(fractions)[None]), axis=1)
+    observed = windows.clock.step[windows.run, windows.last] / windows.clock.step[windows.run, -1]
+    nearest = jnp.argmin(jnp.abs(observed[:, None] - jnp.array(fractions)[None]), axis=1)
     part = slice(None, None, every)
     origin, first = windows.features.origin[:, part], windows.weights[windows.run, 0, part]
     moved = windows.weights[windows.run, -1, part] - origin
@@ -284,13 +272,4 @@ def _examples(fractions, every, windows):
 @jax.jit
 def _l1_regression(x, y, target, wanted):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 300))
-
-    def step(carry, _):
-        coefficients, state = carry
-        loss = lambda c: relative_l1(c[0] * x + c[1] * y, target, wanted)
-        updates, state = optimizer.update(jax.grad(loss)(coefficients), state)
-        return (optax.apply_updates(coefficients, updates), state), None
-
-    start = jnp.zeros(2)
-    (coefficients, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=300)
-    return coefficients
+    return minimize(lambda c: relative_l1(c[0] * x + c[1] * y, target, wanted), jnp.zeros(2), optimizer, 300)

@@ -7,7 +7,7 @@ from gfm_jax.weights.canonical import balance, canonical, match
 from gfm_jax.weights.flow_to_learn import flow_to_learn
 from gfm_jax.weights.linear import chain, identity, pca, standardized
 from gfm_jax.weights.low_rank import low_rank
-from gfm_jax.weights.support import check_support, class_context, label_codes, support_tokens
+from gfm_jax.weights.support import class_context, label_codes, support_tokens
 from gfm_jax.weights.symmetry.group import (
     Element,
     Family,
@@ -38,7 +38,6 @@ __all__ = [
     "canonical",
     "chain",
     "change_of_outputs",
-    "check_support",
     "class_context",
     "find_relabeling",
     "find_symmetry",

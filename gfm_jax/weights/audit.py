@@ -20,10 +20,7 @@ COPY = 0.5  # of the distance to the second nearest: a sample that is closer to 
 def nearest_distance(
     samples: Shaped[Array | np.ndarray, "num dim"], data: Shaped[Array | np.ndarray, "others dim"], chunk: int = 256
 ) -> Float[Array, " num"]:
-    """Euclidean distance from each sample to the nearest point of a data set, `chunk` samples at a time.
-
-    By differences, since the expanded square loses in float32 what tells a copy from a near copy.
-    """
+    """Euclidean distance from each sample to the nearest point of a data set, as `nearest` finds it."""
     return nearest(samples, data, 1, chunk=chunk)[0][:, 0]
 
 
@@ -140,7 +137,7 @@ def audit(
     - `nearest`: distance to the nearest training network, over the median leave-one-out distance of the zoo;
     - `ratio`: nearest over second nearest: near 1 for a fresh network, near 0 for a copy;
     - `dispersion`: distance between samples, over that between training networks;
-    - `disagreement`: the share of predictions that differ from the nearest training network's;
+    - `disagreement`: the fraction of predictions that differ from the nearest training network's;
     - `gain`: what averaging its outputs with the nearest's adds to the mean score of the two: a copy gains nothing.
 
     Args:
@@ -167,31 +164,29 @@ def audit(
     named = {"samples": samples, "train": train, "held_out": held_out, **others}
     named = {name: as_points(name, weights) for name, weights in named.items()}
     samples, train, held_out = named["samples"], named["train"], named["held_out"]
-    others = {name: named[name] for name in others}
     if len(train) < 3:
         raise ValueError(f"train: expected at least 3 networks, got {len(train)}")
     for name, weights in named.items():
         check_finite(name, weights)
         if weights.shape[1] != train.shape[1]:
             raise ValueError(f"{name}: expected networks of {train.shape[1]} weights, got shape {weights.shape}")
-    if tasks is not None and (missing := set(named) - set(tasks)):
+    tasks = dict.fromkeys(named) if tasks is None else tasks
+    if missing := set(named) - set(tasks):
         raise ValueError(f"tasks: expected those of {', '.join(sorted(missing))} too")
     for name, weights in named.items():
-        wrong = {leaf.shape[:1] for leaf in jax.tree.leaves(tasks and tasks[name])} - {weights.shape[:1]}
+        wrong = {leaf.shape[:1] for leaf in jax.tree.leaves(tasks[name])} - {weights.shape[:1]}
         if wrong:
             raise ValueError(
                 f"tasks: expected {len(weights)} of {name}, one a network, got leading axes {sorted(wrong)}"
             )
-    task_of = (lambda name: None) if tasks is None else (lambda name: tasks[name])
     outputs, scores = functools.partial(_outputs, apply), functools.partial(_scores, score)
-    back = jax.jit(jax.vmap(round_trip))(held_out)
+    in_order, back = functools.partial(_each, canonical), _each(round_trip, held_out)
 
-    accuracy = {"samples": scores(outputs(samples), task_of("samples"))}
-    accuracy["trained"] = scores(outputs(held_out), task_of("held_out"))
-    accuracy["round trip of held-out networks"] = scores(outputs(back), task_of("held_out"))
-    accuracy |= {name: scores(outputs(weights), task_of(name)) for name, weights in others.items()}
+    accuracy = {"samples": scores(outputs(samples), tasks["samples"])}
+    accuracy["trained"] = scores(outputs(held_out), tasks["held_out"])
+    accuracy["round trip of held-out networks"] = scores(outputs(back), tasks["held_out"])
+    accuracy |= {name: scores(outputs(named[name]), tasks[name]) for name in others}
 
-    in_order = functools.partial(_each, canonical)
     reference = in_order(train)
     own, _ = nearest(reference, reference, 2)  # the nearest of a training network is itself
     if not float(jnp.median(own[:, 1])) > 0:
@@ -212,6 +207,6 @@ def audit(
             "gain": together - (scores(mine, task) + scores(theirs, task)) / 2,
         }
 
-    found = {"samples": novelty(samples, task_of("samples")), "held_out": novelty(back, task_of("held_out"))}
+    found = {"samples": novelty(samples, tasks["samples"]), "held_out": novelty(back, tasks["held_out"])}
     by_measure = {measure: {name: found[name][measure] for name in found} for measure in found["samples"]}
     return Audited(accuracy, by_measure, by_measure["ratio"]["samples"] < COPY)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Codec, Defaults, Learner, config_of
 from gfm_jax.networks import MLP, init_network
-from gfm_jax.weights.linear import check_size, check_weights, mean_and_std
-from gfm_jax.weights.reconstruction import behavioural, gaussian_kl, relative_square
+from gfm_jax.weights.linear import check_length, check_weights, mean_and_std
+from gfm_jax.weights.reconstruction import behavioural, gaussian_kl
 
-__all__ = ["DEFAULTS", "Terms", "autoencoder", "autoencoder_loss", "check_codec"]
+__all__ = ["DEFAULTS", "Terms", "autoencoder", "autoencoder_loss", "check_codec", "draw_inputs", "draw_networks"]
 
 
 class Terms(NamedTuple):
@@ -93,7 +93,7 @@ def autoencoder(
         return Params(init_network(networks_of(zoo.shape[1]), key, zoo[0]), *mean_and_std(zoo))
 
     def posterior(params, w):
-        check_size(w, params.mean)
+        check_length("weights", w, params.mean)
         scaled = (w - params.mean) / params.scale
         return networks_of(len(params.mean)).apply(params.networks, scaled, method="encode")
 
@@ -104,26 +104,15 @@ def autoencoder(
     def sample(key, data):
         key_which, key_augment, key_inputs = jax.random.split(key, 3)
         zoo, examples = data
-        w = zoo[jax.random.randint(key_which, (batch_size,), 0, len(zoo))]
-        if augment is not None:
-            w = jax.vmap(augment)(jax.random.split(key_augment, batch_size), w)
-        if outputs is None:
-            return w, ()
-        return w, examples[jax.random.randint(key_inputs, (num_inputs,), 0, len(examples))]
+        w = draw_networks(terms, key_which, key_augment, zoo, augment)
+        return w, () if outputs is None else draw_inputs(terms, key_inputs, examples)
 
     loss = lambda params, key, batch: autoencoder_loss(terms, posterior, decode, outputs, params, key, *batch)
     config = config_of(
         "weights.autoencoder", num_codes=num_codes, widths=widths, outputs=outputs, augment=augment, **terms._asdict()
     )
-    learner = Learner(
-        init,
-        sample,
-        loss,
-        config,
-        DEFAULTS,
-        prepare=lambda key, zoo: (check_weights(zoo, 2), examples),
-        frozen=("mean", "scale"),
-    )
+    prepare = lambda key, zoo: (check_weights(zoo, 2), examples)
+    learner = Learner(init, sample, loss, config, DEFAULTS, prepare=prepare, frozen=("mean", "scale"))
     return Codec(learner, lambda params, w: posterior(params, w)[0], decode)
 
 
@@ -157,6 +146,17 @@ class Networks(nn.Module):
         return self.decode(self.encode(w)[0])
 
 
+def draw_networks(terms: Terms, key_which: Array, key_augment: Array, weights: Array, augment) -> Array:
+    """A batch of networks, each augmented by itself."""
+    w = weights[jax.random.randint(key_which, (terms.batch_size,), 0, len(weights))]
+    return w if augment is None else jax.vmap(augment)(jax.random.split(key_augment, terms.batch_size), w)
+
+
+def draw_inputs(terms: Terms, key: Array, examples: Array) -> Array:
+    """Examples on which a batch of networks is compared."""
+    return examples[jax.random.randint(key, (terms.num_inputs,), 0, len(examples))]
+
+
 def autoencoder_loss(terms: Terms, encode, decode, outputs, params, key, weights, seen) -> tuple[Any, dict[str, Array]]:
     """What a round trip of a batch loses, by term: `encode(params, w) -> mean, log_std`, `decode(params, z) -> w`."""
 
@@ -164,7 +164,7 @@ def autoencoder_loss(terms: Terms, encode, decode, outputs, params, key, weights
         mean, log_std = encode(params, w)
         std = jnp.exp(log_std) if terms.kl else terms.noise
         found = decode(params, mean + std * jax.random.normal(key, mean.shape, mean.dtype))
-        lost = {"weights": relative_square(found, w, params.scale)}
+        lost = {"weights": jnp.mean((found - w) ** 2) / params.scale**2}
         if outputs is not None:
             lost["behaviour"] = behavioural(outputs, found, w, seen, logits=terms.logits)
         if terms.kl:

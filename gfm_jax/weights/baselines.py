@@ -42,10 +42,16 @@ class Coded(NamedTuple):
     model: PyTree
 
 
-def _keep(key, data, *, folder, progress):
-    zoo = as_zoo(data)
-    scale = None if zoo.cond is None else jnp.where(zoo.cond.std(0) > 0, zoo.cond.std(0), 1)
-    return Kept(zoo.weights, zoo.cond, scale)
+def _from_zoo(name, draw, *, least=1, **choices):
+    """A generator that keeps the zoo, of at least so many networks, by `draw(key, zoo, num, cond)`."""
+
+    def keep(key, data, *, folder, progress):
+        zoo = as_zoo(data, least)
+        scale = None if zoo.cond is None else jnp.where(zoo.cond.std(0) > 0, zoo.cond.std(0), 1)
+        return Kept(zoo.weights, zoo.cond, scale)
+
+    generate = lambda key, zoo, num, cond=None: draw(key, zoo, check_count("num", num), cond)
+    return Generator(Procedure(keep, config_of(f"weights.baselines.{name}", **choices)), generate)
 
 
 def _needed(cond, num, columns, where):
@@ -61,32 +67,20 @@ def _given(cond, num, where):
     return cond
 
 
-def _at_least_two(zoo, what):
-    if len(zoo.weights) < 2:
-        raise ValueError(f"weights: expected at least 2 networks, for {what}, got {len(zoo.weights)}")
-
-
 def random(init: Callable[[Array], Array]) -> Generator:
     """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
-    generate = lambda key, zoo, num, cond=None: _init_all(init, jax.random.split(key, check_count("num", num)))
-    return Generator(Procedure(_keep, config_of("weights.baselines.random", init=init)), generate)
+    return _from_zoo("random", lambda key, zoo, num, cond: _init_all(init, jax.random.split(key, num)), init=init)
 
 
 # What draws at random some dozens of times would take ten times as long to optimise as to compile.
+@functools.partial(quick_jit, static_argnums=0)
 def _init_all(init, keys):
     return jax.vmap(init)(keys)
 
 
-_init_all = quick_jit(_init_all, static_argnums=0)
-
-
 def mean() -> Generator:
-    """The mean of the zoo, for every context the same."""
-
-    def generate(key, zoo, num, cond=None):
-        return jnp.broadcast_to(zoo.weights.mean(0), (check_count("num", num), zoo.weights.shape[1]))
-
-    return Generator(Procedure(_keep, config_of("weights.baselines.mean")), generate)
+    """The mean of the zoo, for every condition the same."""
+    return _from_zoo("mean", lambda key, zoo, num, cond: jnp.tile(zoo.weights.mean(0), (num, 1)))
 
 
 def soup(num_mixed: int = 16) -> Generator:
@@ -97,12 +91,12 @@ def soup(num_mixed: int = 16) -> Generator:
     """
     num_mixed = check_count("num_mixed", num_mixed)
 
-    def generate(key, zoo, num, cond=None):
+    def draw(key, zoo, num, cond):
         if num_mixed > len(zoo.weights):
             raise ValueError(f"num_mixed: expected at most the {len(zoo.weights)} networks, got {num_mixed}")
-        return _mix(num_mixed, jax.random.split(key, check_count("num", num)), zoo.weights)
+        return _mix(num_mixed, jax.random.split(key, num), zoo.weights)
 
-    return Generator(Procedure(_keep, config_of("weights.baselines.soup", num_mixed=num_mixed)), generate)
+    return _from_zoo("soup", draw, num_mixed=num_mixed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -112,47 +106,43 @@ def _mix(num_mixed, keys, weights):
 
 
 def interpolation() -> Generator:
-    """A point on the segment between two networks, uniform on it."""
+    """A point on the segment between two networks, uniform on it; of a zoo of at least 2."""
 
-    def generate(key, zoo, num, cond=None):
-        _at_least_two(zoo, "a segment between them")
-        num = check_count("num", num)
-        key_pair, key_share = jax.random.split(key)
+    def draw(key, zoo, num, cond):
+        key_pair, key_place = jax.random.split(key)
         first, second = jax.random.randint(key_pair, (2, num), 0, len(zoo.weights))
-        share = jax.random.uniform(key_share, (num, 1), zoo.weights.dtype)
-        return (1 - share) * zoo.weights[first] + share * zoo.weights[second]
+        place = jax.random.uniform(key_place, (num, 1), zoo.weights.dtype)
+        return (1 - place) * zoo.weights[first] + place * zoo.weights[second]
 
-    return Generator(Procedure(_keep, config_of("weights.baselines.interpolation")), generate)
+    return _from_zoo("interpolation", draw, least=2)
 
 
-def perturbation(share: float = 0.1) -> Generator:
-    """A network of the zoo and noise, of that share of the zoo's own deviation in every weight.
+def perturbation(scale: float = 0.1) -> Generator:
+    """A network of the zoo and noise, whose deviation in every weight is `scale` times the zoo's own; of a zoo of at least 2.
 
     Raises:
-      ValueError: for a negative share; in `generate` for a zoo of one network, which has no deviation.
+      ValueError: for a negative scale; in `fit` for a zoo of one network, which has no deviation.
     """
-    if not 0 <= share < np.inf:
-        raise ValueError(f"share: expected at least 0, got {share}")
+    if not 0 <= scale < np.inf:
+        raise ValueError(f"scale: expected at least 0, got {scale}")
 
-    def generate(key, zoo, num, cond=None):
-        _at_least_two(zoo, "the deviation of each weight")
-        num = check_count("num", num)
+    def draw(key, zoo, num, cond):
         key_which, key_noise = jax.random.split(key)
         chosen = zoo.weights[jax.random.randint(key_which, (num,), 0, len(zoo.weights))]
-        return chosen + share * zoo.weights.std(0)[None] * jax.random.normal(key_noise, chosen.shape, chosen.dtype)
+        return chosen + scale * zoo.weights.std(0)[None] * jax.random.normal(key_noise, chosen.shape, chosen.dtype)
 
-    return Generator(Procedure(_keep, config_of("weights.baselines.perturbation", share=share)), generate)
+    return _from_zoo("perturbation", draw, least=2, scale=scale)
 
 
 def retrieval() -> Generator:
-    """The network of the zoo whose context is nearest, each number of it in units of its deviation."""
+    """The network of the zoo whose condition is nearest, each number of it in units of its deviation."""
 
-    def generate(key, zoo, num, cond=None):
+    def draw(key, zoo, num, cond):
         if zoo.cond is None:
             raise ValueError("cond: expected conditions in the fit, by which to retrieve")
         return _retrieve(zoo, _needed(cond, num, zoo.cond.shape[1], "retrieval"))
 
-    return Generator(Procedure(_keep, config_of("weights.baselines.retrieval")), generate)
+    return _from_zoo("retrieval", draw)
 
 
 @jax.jit
@@ -175,7 +165,7 @@ def gaussian(codec: Codec) -> Generator:
 
 
 def ridge(codec: Codec, strength: float = 1.0) -> Generator:
-    """Codes that are linear in the context, by scikit-learn's ridge regression: one network for each context."""
+    """Codes that are linear in the condition, by scikit-learn's ridge regression: one network for each condition."""
 
     def fit_codes(key, data, *, folder, progress):
         from sklearn.linear_model import Ridge  # on first use: it takes a second
@@ -192,15 +182,14 @@ def ridge(codec: Codec, strength: float = 1.0) -> Generator:
         cond = _needed(cond, num, slope.shape[1], "ridge regression")
         return decode_all(codec, params.codec, jnp.matmul(cond, slope.T, precision="highest") + intercept[None])
 
-    return Generator(
-        Procedure(fit_codes, config_of("weights.baselines.ridge", codec=codec, strength=strength)), generate
-    )
+    config = config_of("weights.baselines.ridge", codec=codec, strength=strength)
+    return Generator(Procedure(fit_codes, config), generate)
 
 
 def hypernetwork(
     codec: Codec, network: nn.Module | None = None, *, num_steps: int = 5000, learning_rate: float = 1e-3
 ) -> Generator:
-    r"""Codes from the context by a perceptron: one network for each context.
+    r"""Codes from the condition by a perceptron: one network for each condition.
 
     .. math:: \min_\theta E | h_\theta(y) - \mathrm{encode}(w) |^2
 
@@ -235,19 +224,8 @@ def hypernetwork(
         codes: Any = jax.vmap(functools.partial(module.apply, found))(cond)
         return decode_all(codec, params.codec, codes)
 
-    return Generator(
-        Procedure(
-            fit_codes,
-            config_of(
-                "weights.baselines.hypernetwork",
-                codec=codec,
-                network=network,
-                num_steps=num_steps,
-                learning_rate=learning_rate,
-            ),
-        ),
-        generate,
-    )
+    choices = {"codec": codec, "network": network, "num_steps": num_steps, "learning_rate": learning_rate}
+    return Generator(Procedure(fit_codes, config_of("weights.baselines.hypernetwork", **choices)), generate)
 
 
 def _perceptron(num_codes):

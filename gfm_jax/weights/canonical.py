@@ -37,11 +37,8 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Codec:
         return _reference(symmetry, rounds, check_weights(weights, 1))
 
     encode = lambda reference, w: match(symmetry, reference, balance(symmetry, wide(w)))
-    return Codec(
-        Procedure(fit_to, config_of("weights.canonical", symmetry=symmetry, rounds=rounds)),
-        encode,
-        lambda reference, z: z,
-    )
+    config = config_of("weights.canonical", symmetry=symmetry, rounds=rounds)
+    return Codec(Procedure(fit_to, config), encode, lambda reference, z: z)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -87,15 +84,12 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
 def _log_scale(family, leaves, exponents):
     """What brings the two sides of every unit into balance; half of it where both sides of a unit lie in one leaf."""
     e = jnp.array(exponents, leaves[0].dtype)
-    norms = jnp.stack([_squares(leaves[leaf], axis) for leaf, axis in family.places])
+    squares = lambda leaf, axis: jnp.sum(leaf**2, axis=tuple(k for k in range(leaf.ndim) if k != axis))
+    norms = jnp.stack([squares(leaves[leaf], axis) for leaf, axis in family.places])
     up, down = jnp.maximum(e, 0) @ norms, jnp.maximum(-e, 0) @ norms
     alive = (up > 0) & (down > 0)
     ratio = jnp.log(jnp.where(alive, down, 1) / jnp.where(alive, up, 1))
     return ratio / (2 * (max(0, *exponents) - min(0, *exponents))) / (2 if _twice(family) else 1)
-
-
-def _squares(leaf, axis):
-    return jnp.sum(leaf**2, axis=tuple(k for k in range(leaf.ndim) if k != axis))
 
 
 def match(
@@ -114,8 +108,8 @@ def match(
       weights: of one network.
       sweeps: over all families, after the first.
     """
-    targets, leaves = leaves_of(symmetry, _of_size_one(reference)), leaves_of(symmetry, weights)
-    size = power_of_two(wide(weights))
+    size, reference = power_of_two(wide(weights)), wide(reference)
+    targets, leaves = leaves_of(symmetry, reference / power_of_two(reference)), leaves_of(symmetry, weights)
 
     def put_in_order(leaves, number, places):
         family = symmetry.families[number]
@@ -136,10 +130,6 @@ def match(
     return flat(leaves)
 
 
-def _of_size_one(weights):
-    return wide(weights) / power_of_two(wide(weights))
-
-
 def _twice(family):
     return len({leaf for leaf, _ in family.places}) < len(family.places)
 
@@ -155,17 +145,15 @@ def _by_evidence(symmetry):
     """The families in an order in which each finds most weights to go by, and the places that count for it by then."""
     of_axis = {place: number for number, family in enumerate(symmetry.families) for place in family.places}
     waiting, plan = set(range(len(symmetry.families))), []
+
+    def is_known(leaf, axis):
+        others = (other for other in range(len(symmetry.shapes[leaf])) if other != axis)
+        return waiting.isdisjoint(of_axis.get((leaf, other)) for other in others)
+
     while waiting:
-        known = {number: _known(symmetry, of_axis, number, waiting) for number in waiting}
+        known = {n: tuple(place for place in symmetry.families[n].places if is_known(*place)) for n in waiting}
         weight = lambda number: sum(int(np.prod(symmetry.shapes[leaf])) for leaf, _ in known[number])  # noqa: B023
         best = max(sorted(waiting), key=weight)
         plan.append((best, known[best] or symmetry.families[best].places))
         waiting.remove(best)
     return tuple(plan)
-
-
-def _known(symmetry, of_axis, number, waiting):
-    free = lambda leaf, axis: (
-        {of_axis.get((leaf, other)) for other in range(len(symmetry.shapes[leaf])) if other != axis} & waiting
-    )
-    return tuple((leaf, axis) for leaf, axis in symmetry.families[number].places if not free(leaf, axis))

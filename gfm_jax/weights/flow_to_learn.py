@@ -1,4 +1,4 @@
-"""Flow to learn: weights as codes, a flow from a source to the codes, and back to weights, for any context."""
+"""Flow to learn: weights as codes, a flow from a source to the codes, and back to weights, under any condition."""
 
 import dataclasses
 import pathlib
@@ -71,7 +71,6 @@ def flow_to_learn(
       coupling: "independent", or "optimal_transport" in blocks; where the zoo's networks belong to groups (`Zoo.groups`),
         only within a group, since else a source would tell its condition.
 
-
     Returns:
       A generator, fitted to weights [num, dim], a pair (weights, cond) or a `Zoo`. Its
       `generate(key, params, num, cond=None, *, temperature=1.0, x_0=None, num_steps=None, solver=None)` scales a Gaussian
@@ -101,7 +100,7 @@ def flow_to_learn(
         if params is None:
             params, _ = fit(key_codec, codec, zoo.weights, folder=inside("codec"), progress=progress)
         z_1 = encode_all(codec, params, zoo.weights)
-        gaussian = _gaussian(source, z_1)
+        gaussian = None if callable(source) else fit_gaussian(z_1) if source == "fitted" else unit_gaussian(z_1[0])
         if source == "gaussian" and coupling == "independent":
             z_0 = None  # drawn afresh in every batch
         else:
@@ -130,22 +129,13 @@ def flow_to_learn(
 
     velocity = lambda params, t, z, cond=None: flow.velocity(params.flow, t, z, cond)
     of_codes = flow.flow_map
-    jump = of_codes and (lambda params, s, t, z, cond=None: of_codes(params.flow, s, t, z, cond))
+    flow_map = of_codes and (lambda params, s, t, z, cond=None: of_codes(params.flow, s, t, z, cond))
     config = config_of("weights.flow_to_learn", codec=codec, flow=flow, source=source, coupling=coupling)
-    return Generator(Procedure(fit_all, config), generate, velocity, jump)
-
-
-def _gaussian(source, z_1):
-    if callable(source):
-        return None
-    if source == "fitted":
-        return fit_gaussian(z_1)
-    return unit_gaussian(z_1[0])
+    return Generator(Procedure(fit_all, config), generate, velocity, flow_map)
 
 
 def _draw(codec, codec_params, source, gaussian, key, num, temperature=1.0):
     """Points of the source."""
     if gaussian is None:
-        weights = jax.vmap(source)(jax.random.split(key, num))
-        return encode_all(codec, codec_params, weights)
+        return encode_all(codec, codec_params, jax.vmap(source)(jax.random.split(key, num)))
     return draw_gaussian(key, gaussian, num, temperature)

@@ -57,11 +57,11 @@ def standardized(by_coordinate: bool = False) -> Codec:
         return Standard(*mean_and_std(check_weights(weights, 2), by_coordinate))
 
     def encode(at, w):
-        check_size(w, at.mean)
+        check_length("weights", w, at.mean)
         return (w - at.mean) / at.std
 
     def decode(at, z):
-        check_codes(z, at.mean)
+        check_length("codes", z, at.mean)
         return at.mean + at.std * z
 
     return Codec(Procedure(fit_to, config_of("weights.standardized", by_coordinate=by_coordinate)), encode, decode)
@@ -92,18 +92,18 @@ def pca(num_codes: int, *, whiten: bool = True) -> Codec:
 
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))  # of the randomised solver
         size = np.asarray(power_of_two(weights))
-        with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance that is zero, which nobody reads
+        with np.errstate(invalid="ignore", divide="ignore"):  # parts of a variance that is zero, which nobody reads
             found = PCA(num_codes, random_state=seed).fit(np.asarray(weights) / size)
         std = size * np.sqrt(found.explained_variance_) if whiten else np.ones(num_codes)
         arrays = (size * found.mean_, found.components_, np.where(std > 0, std, 1))
         return Components(*(jnp.asarray(array, weights.dtype) for array in arrays))
 
     def encode(at, w):
-        check_size(w, at.mean)
+        check_length("weights", w, at.mean)
         return jnp.matmul(at.directions, w - at.mean, precision="highest") / at.std
 
     def decode(at, z):
-        check_codes(z, at.std)
+        check_length("codes", z, at.std)
         return at.mean + jnp.matmul(at.std * z, at.directions, precision="highest")
 
     return Codec(Procedure(fit_to, config_of("weights.pca", num_codes=num_codes, whiten=whiten)), encode, decode)
@@ -134,16 +134,10 @@ def chain(*codecs: Codec) -> Codec:
     return Codec(Procedure(fit_all, config_of("weights.chain", codecs=codecs)), encode, decode)
 
 
-def check_size(weights: Array, like: Array) -> None:
-    """Raises ValueError for the weights of another architecture than those that a codec was fitted to."""
-    if weights.shape != like.shape:
-        raise ValueError(f"weights: expected {like.shape[0]} for a network, as in the fit, got shape {weights.shape}")
-
-
-def check_codes(codes: Array, like: Array) -> None:
-    """Raises ValueError for codes that are not as many as a codec was fitted to."""
-    if codes.shape != like.shape:
-        raise ValueError(f"codes: expected {like.shape[0]} of a network, as in the fit, got shape {codes.shape}")
+def check_length(name: str, vector: Array, like: Array) -> None:
+    """Raises ValueError for weights, or codes, of another number than those that a codec was fitted to."""
+    if vector.shape != like.shape:
+        raise ValueError(f"{name}: expected {like.shape[0]} of a network, as in the fit, got shape {vector.shape}")
 
 
 def check_weights(weights, least: int, why: str = "") -> Array:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Codec, Layout, Procedure
 from gfm_jax.pytrees import output_axes
-from gfm_jax.weights.linear import check_size, check_weights, wide
+from gfm_jax.weights.linear import check_length, check_weights, wide
 
 __all__ = ["low_rank"]
 
@@ -65,7 +65,7 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Codec
         return ()
 
     def encode(params, w):
-        check_size(w, backbone)
+        check_length("weights", w, backbone)
         change, codes, done = wide(w) - backbone, [], 0.0
         for a in adapters:
             found, done = _factors(a, change[a.start : a.start + a.size], done)

@@ -11,60 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Defaults, Generator, Learner, config_of
 from gfm_jax.checks import check_count
-from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.flows.flow_data import adam_on_cosine
+from gfm_jax.minimize import minimize
 
-__all__ = ["adapt", "adaptation", "adapted", "maml", "reptile"]
-
-
-def adapt(
-    loss: Callable[[Array, PyTree], Array],
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
-    weights: Float[Array, " dim"],
-    examples: PyTree,
-) -> Float[Array, " dim"]:
-    r"""Steps of an optimizer on all examples of a support set.
-
-    .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla \ell(w_k; \text{support}))
-
-    Args:
-      loss: `(w, examples) -> scalar`.
-      optimizer: any optax transformation.
-      num_steps: at least 0.
-      weights: of one network, to start from.
-      examples: the support set.
-
-    Returns:
-      The weights after the last step.
-    """
-    check_count("num_steps", num_steps, least=0)
-    step = lambda carry, _: (_step(loss, optimizer, examples, carry), None)
-    return jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)[0][0]
-
-
-def adaptation(
-    loss: Callable[[Array, PyTree], Array],
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
-    weights: Float[Array, " dim"],
-    examples: PyTree,
-) -> Float[Array, "steps dim"]:
-    """As `adapt`, with the weights before and after every step, [num_steps + 1, dim]."""
-    check_count("num_steps", num_steps, least=0)
-    step = lambda carry, _: (_step(loss, optimizer, examples, carry), carry[0])
-    (last, _), before = jax.lax.scan(step, (weights, optimizer.init(weights)), length=num_steps)
-    return jnp.concatenate([before, last[None]])
-
-
-def _step(loss, optimizer, examples, carry) -> tuple[Any, Any]:
-    w, state = carry
-    updates, state = optimizer.update(fast_in_loops(jax.grad(loss))(w, examples), state, w)
-    return optax.apply_updates(w, updates), state
+__all__ = ["adapted", "maml", "reptile"]
 
 
 def adapted(
@@ -73,11 +27,14 @@ def adapted(
     optimizer: optax.GradientTransformation,
     num_steps: int,
 ) -> Generator:
-    """A generator whose networks then take steps downstream; of random initial weights, training from scratch.
+    r"""A generator whose networks then take steps on a support set; of random initial weights, training from scratch.
+
+    .. math:: w_{k+1} = w_k + \mathrm{update}(\nabla \ell(w_k; \text{support}))
 
     Args:
       generator: of weights.
-      loss, optimizer, num_steps: as in `adapt`.
+      loss: `(w, examples) -> scalar`.
+      optimizer, num_steps: as in `minimize`.
 
     Returns:
       The generator; its `generate` needs `support=`, examples led by [num], one set for each network.
@@ -98,7 +55,8 @@ def adapted(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _adapt_all(loss, optimizer, num_steps, weights, support):
-    return jax.vmap(lambda w, examples: adapt(loss, optimizer, num_steps, w, examples))(weights, support)
+    adapt = lambda w, examples: minimize(lambda w: loss(w, examples), w, optimizer, num_steps)
+    return jax.vmap(adapt)(weights, support)
 
 
 def maml(
@@ -131,12 +89,7 @@ def maml(
 
     Model-agnostic meta-learning, arXiv 1703.03400, Algorithm 1.
     """
-    _check_inner(inner_rate, inner_steps)
-
-    def objective(w, episode):
-        support, query = episode
-        return loss(adapt(loss, optax.sgd(inner_rate), inner_steps, w, support), query)
-
+    objective = lambda w, after, query: loss(after, query)
     return _initialisation("maml", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
 
 
@@ -159,30 +112,27 @@ def reptile(
 
     On first-order meta-learning algorithms, arXiv 1803.02999, its batched version.
     """
-    _check_inner(inner_rate, inner_steps)
-
-    def objective(w, episode):
-        after = adapt(loss, optax.sgd(inner_rate), inner_steps, w, episode[0])
-        return jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
-
+    objective = lambda w, after, query: jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
     return _initialisation("reptile", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
 
 
-def _check_inner(inner_rate, inner_steps):
+def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps, batch_size):
+    """The generator of one set of weights, by `objective(w, weights after the inner steps, query) -> scalar` over episodes."""
+    check_count("batch_size", batch_size)
     check_count("inner_steps", inner_steps)
     if not 0 < inner_rate < jnp.inf:
         raise ValueError(f"inner_rate: expected more than 0, got {inner_rate}")
-
-
-def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps, batch_size):
-    """The generator of one set of weights, that minimises an objective over episodes."""
-    check_count("batch_size", batch_size)
 
     def sample(key, data):
         return jax.vmap(lambda key: draw(key, data))(jax.random.split(key, batch_size))
 
     def mean_over_tasks(w, key, episodes):
-        return jnp.mean(jax.vmap(lambda episode: objective(w, episode))(episodes)), {}
+        def one(episode):
+            support, query = episode
+            after = minimize(lambda w: loss(w, support), w, optax.sgd(inner_rate), inner_steps)
+            return objective(w, after, query)
+
+        return jnp.mean(jax.vmap(one)(episodes)), {}
 
     config = config_of(
         method, loss=loss, draw=draw, inner_rate=inner_rate, inner_steps=inner_steps, batch_size=batch_size

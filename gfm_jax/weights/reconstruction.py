@@ -1,16 +1,11 @@
-"""How much of a network is left after a round trip through its codes: in weights, in behaviour, and in nats."""
+"""How much of a network is left after a round trip through its codes: in behaviour, and in nats."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["behavioural", "gaussian_kl", "relative_square"]
-
-
-def relative_square(found: Float[Array, "*shape"], target: Float[Array, "*shape"], scale) -> Float[Array, ""]:
-    r"""Mean squared error in units of scale^2."""
-    return jnp.mean((found - target) ** 2) / scale**2
+__all__ = ["behavioural", "gaussian_kl"]
 
 
 def behavioural(
@@ -34,7 +29,7 @@ def behavioural(
       logits: whether the mean over the outputs of an example is left out, as softmax leaves it out.
 
     Returns:
-      The share; where the network's outputs are all zero, the mean square of the change itself.
+      This fraction; where the network's outputs are all zero, the mean square of the change itself.
 
     Raises:
       ValueError: for logits of one class.

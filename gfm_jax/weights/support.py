@@ -6,7 +6,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-__all__ = ["check_support", "class_context", "label_codes", "support_tokens"]
+__all__ = ["class_context", "label_codes", "support_tokens"]
 
 
 def label_codes(num_ways: int) -> Float[Array, "ways ways"]:
@@ -27,8 +27,7 @@ def label_codes(num_ways: int) -> Float[Array, "ways ways"]:
     return (jnp.eye(num_ways) - 1 / num_ways) * jnp.sqrt(num_ways / (num_ways - 1))
 
 
-def check_support(features: Array, labels: Array, num_ways: int) -> None:
-    """Raises ValueError for a support set that is empty, labels of another number, or labels out of range."""
+def _check_support(features: Array, labels: Array, num_ways: int) -> None:
     if features.ndim != 2 or not len(features):
         raise ValueError(f"features: expected a support set [num, features], not empty, got shape {features.shape}")
     if labels.shape != features.shape[:1]:
@@ -56,9 +55,9 @@ def class_context(
       [code * (features + 1)].
 
     Raises:
-      ValueError: as `check_support`.
+      ValueError: for a support set that is empty, labels of another number, or labels out of range.
     """
-    check_support(features, labels, len(codes))
+    _check_support(features, labels, len(codes))
     with_one = jnp.concatenate([features, jnp.ones((len(features), 1), features.dtype)], axis=1)
     return (codes[labels].T.astype(features.dtype) @ with_one / len(features)).ravel()
 
@@ -73,6 +72,9 @@ def support_tokens(
 
     Returns:
       [support * (features + code)].
+
+    Raises:
+      ValueError: as `class_context`.
     """
-    check_support(features, labels, len(codes))
+    _check_support(features, labels, len(codes))
     return jnp.concatenate([features, codes[labels].astype(features.dtype)], axis=1).ravel()

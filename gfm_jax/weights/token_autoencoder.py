@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Codec, Layout, Learner, config_of
 from gfm_jax.networks import MLP, DeepSet, init_network
-from gfm_jax.weights.autoencoder import DEFAULTS, Terms, autoencoder_loss, check_codec
-from gfm_jax.weights.linear import check_size, check_weights, mean_and_std
+from gfm_jax.weights.autoencoder import DEFAULTS, Terms, autoencoder_loss, check_codec, draw_inputs, draw_networks
+from gfm_jax.weights.linear import check_length, check_weights, mean_and_std
 from gfm_jax.weights.tokens import from_tokens, to_tokens, tokens_of
 
 __all__ = ["token_autoencoder"]
@@ -83,7 +83,8 @@ def token_autoencoder(
             raise ValueError(f"{name}: expected one for each of {len(layouts)} layouts, got {len(functions)}")
     size = max(tokens_of(layout).index.shape[1] for layout in layouts) if token_size is None else token_size
     kinds = tuple(tokens_of(layout, size) for layout in layouts)
-    module = _module(tuple(widths), num_codes, kinds, size)
+    most = (max(int(getattr(kind, name).max()) for kind in kinds) + 1 for name in ("layer", "unit", "chunk"))
+    module = Networks(tuple(widths), num_codes, size, tuple(most))
     coders = [
         (functools.partial(_posterior, module, k, tokens), functools.partial(_decode, module, k, tokens))
         for k, tokens in enumerate(kinds)
@@ -153,17 +154,12 @@ class Networks(nn.Module):
         return self.decode(self.encode(tokens, *indices)[0], *indices)
 
 
-def _module(widths, num_codes, kinds, size):
-    most = (max(int(getattr(kind, name).max()) for kind in kinds) + 1 for name in ("layer", "unit", "chunk"))
-    return Networks(widths, num_codes, size, tuple(most))
-
-
 def _places(tokens):
     return tuple(jnp.asarray(part) for part in (tokens.layer, tokens.unit, tokens.chunk))
 
 
 def _posterior(module, k, tokens, params, w):
-    check_size(w, params.means[k])
+    check_length("weights", w, params.means[k])
     vectors = to_tokens(tokens, (w - params.means[k]) / params.scale)
     return module.apply(params.networks, vectors, *_places(tokens), method="encode")
 
@@ -179,16 +175,11 @@ def _objective(terms, coders, outputs, augments):
     def sample(key, data):
         weights, examples = data
         key_inputs, *keys = jax.random.split(key, 1 + len(weights))
-        batches = []
-        for key_own, own, augment in zip(keys, weights, augments, strict=True):
-            key_which, key_augment = jax.random.split(key_own)
-            w = own[jax.random.randint(key_which, (terms.batch_size,), 0, len(own))]
-            if augment is not None:
-                w = jax.vmap(augment)(jax.random.split(key_augment, terms.batch_size), w)
-            batches.append(w)
-        if outputs[0] is None:
-            return tuple(batches), ()
-        return tuple(batches), examples[jax.random.randint(key_inputs, (terms.num_inputs,), 0, len(examples))]
+        batches = tuple(
+            draw_networks(terms, *jax.random.split(key_own), own, augment)
+            for key_own, own, augment in zip(keys, weights, augments, strict=True)
+        )
+        return batches, () if outputs[0] is None else draw_inputs(terms, key_inputs, examples)
 
     def loss(params, key, batch):
         weights, seen = batch

@@ -207,12 +207,10 @@ def relabel(relabeling: Symmetry, order: Int[Array, " outputs"], weights: Float[
 def random_element(key: Array, symmetry: Symmetry, spread: float = 1.0) -> Element:
     """Uniform permutations, and factors whose logarithms are N(0, spread^2)."""
     keys = jax.random.split(key, (max(len(symmetry.families), 1), 2))
-    orders = [jax.random.permutation(k[0], family.size) for k, family in zip(keys, symmetry.families, strict=False)]
-    scales = [
-        spread * jax.random.normal(k[1], (len(family.exponents), family.size))
-        for k, family in zip(keys, symmetry.families, strict=False)
-    ]
-    return Element(tuple(orders), tuple(scales))
+    pairs = list(zip(keys, symmetry.families, strict=False))
+    orders = tuple(jax.random.permutation(k[0], family.size) for k, family in pairs)
+    scales = tuple(spread * jax.random.normal(k[1], (len(family.exponents), family.size)) for k, family in pairs)
+    return Element(orders, scales)
 
 
 def leaves_of(symmetry: Symmetry, weights: Float[Array, " dim"]) -> list[Array]:

@@ -18,7 +18,6 @@ def _combine(book, eqn, arrays, signs: list | None) -> Axes:
     if signs is None:
         full.sort(key=lambda array: array.zero)  # what is not zero first, for the others to be compared with
     number_beside = bool(shape) and any(not array.axes and not array.zero for array in arrays)
-    constant_beside = signs is None and number_beside
     axes = []
     for place, size in enumerate(shape):
         alike = book.uniform((size,)).axes[0]  # what an axis of size 1 is beside a longer one
@@ -26,7 +25,7 @@ def _combine(book, eqn, arrays, signs: list | None) -> Axes:
         if signs is None:
             for array, other in zip(full[1:], others, strict=True):
                 axis = _equal(book, axis, other, full[0].zero, array.zero)
-            if constant_beside:
+            if number_beside:
                 book.weightless(axis)
         else:
             for other, sign in zip(others, signs[1:], strict=True):
@@ -124,14 +123,6 @@ def _scaled(book, array, factor):
     return Axes(tuple(tuple(one(leg) for leg in book.expand(axis)) for axis in array.axes), array.zero)
 
 
-def _same(book, eqn, array):
-    return array
-
-
-def _sign(book, eqn, array):
-    return _to_degree_zero(book, array)
-
-
 def _power(book, eqn, array):
     y = eqn.params["y"]
     return _scaled(book, array, float(y))._replace(zero=array.zero and y > 0)
@@ -164,11 +155,16 @@ def _reduce(book, eqn, array, *_):
     return Axes(tuple(axis for place, axis in enumerate(array.axes) if place not in gone), array.zero)
 
 
+def _contract(book, a, b):
+    """A sum over products of entries: their degrees cancel."""
+    for first, second in book.match(a, b) or ():
+        book.relate(first if first.family is not None else second, (first.degree, 1), (second.degree, 1))
+
+
 def _dot(book, eqn, left, right):
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     for i, j in zip(left_sum, right_sum, strict=True):
-        for a, b in book.match(left.axes[i], right.axes[j]) or ():
-            book.relate(a if a.family is not None else b, (a.degree, 1), (b.degree, 1))
+        _contract(book, left.axes[i], right.axes[j])
     batch = [_product(book, left.axes[i], right.axes[j], 1) for i, j in zip(left_batch, right_batch, strict=True)]
     free = [axis for i, axis in enumerate(left.axes) if i not in (*left_sum, *left_batch)]
     free += [axis for j, axis in enumerate(right.axes) if j not in (*right_sum, *right_batch)]
@@ -187,12 +183,10 @@ def _convolve(book, eqn, image, kernel):
         book.pin_axis(kernel.axes[place])
     axes = list(book.pinned(shape).axes)
     axes[out_batch] = image.axes[batch]
-    by_channel = groups > 1 and groups == eqn.invars[0].aval.shape[channel] == shape[out_channel]
     if groups == 1:
-        for a, b in book.match(image.axes[channel], kernel.axes[into]) or ():
-            book.relate(a if a.family is not None else b, (a.degree, 1), (b.degree, 1))
+        _contract(book, image.axes[channel], kernel.axes[into])
         axes[out_channel] = kernel.axes[out]
-    elif by_channel:
+    elif groups == eqn.invars[0].aval.shape[channel] == shape[out_channel]:
         axes[out_channel] = _product(book, image.axes[channel], kernel.axes[out], 1)
     else:
         for axis in (image.axes[channel], kernel.axes[into], kernel.axes[out]):
@@ -235,8 +229,7 @@ def _reshape(book, eqn, array, *_):
             wanted = size // got
             if leg.size > wanted or wanted % leg.size:
                 if leg.size % wanted:  # the cut goes through the middle of units
-                    book.pin(array)
-                    return book.pinned(eqn.outvars[0].aval.shape)
+                    return _unknown(book, eqn, array)
                 leg, rest = book.split(leg, wanted)
                 legs = book.expand([rest]) + book.expand(legs)
             axis.append(leg)
@@ -301,7 +294,7 @@ def _concatenate(book, eqn, *arrays):
 
 RULES = {
     **dict.fromkeys(("add", "sub", "max", "min", "add_any"), _alike),
-    **dict.fromkeys(("neg", "abs", "copy", "stop_gradient", "real"), _same),
+    **dict.fromkeys(("neg", "abs", "copy", "stop_gradient", "real"), lambda book, eqn, array: array),
     **dict.fromkeys(("gt", "lt", "ge", "le", "eq", "ne"), _compare),
     **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "cbrt", "erf", "erf_inv"), _curved),
     **dict.fromkeys(("sin", "cos", "tan", "sinh", "cosh", "tanh", "logistic", "one_minus_square"), _curved),
@@ -312,7 +305,7 @@ RULES = {
     "mul": _times,
     "div": _over,
     "select_n": _select,
-    "sign": _sign,
+    "sign": lambda book, eqn, array: _to_degree_zero(book, array),
     "integer_pow": _power,
     "convert_element_type": _cast,
     "reduce_precision": _rounded,
