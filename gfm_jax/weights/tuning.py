@@ -48,8 +48,8 @@ def tune_through_solver(
       `(key, params, examples, cond=None) -> params`, of one task; its `cond` is [conditions].
 
     Raises:
-      ValueError: for no flow, a number outside its range; in the call, for a source that is not Gaussian, or conditions that are not
-        those of the fit.
+      ValueError: for no flow, a number outside its range; in the call, for a source that is not Gaussian, or conditions that
+        are not those of the fit.
     """
     _check(learning_rate, num_steps=num_steps, batch_size=batch_size, num_solver_steps=num_solver_steps)
     if not is_traced(temperature) and not 0 <= temperature < jnp.inf:
