@@ -104,7 +104,7 @@ def autoencoder(
     def sample(key, data):
         key_which, key_augment, key_inputs = jax.random.split(key, 3)
         zoo, examples = data
-        w = draw_networks(terms, key_which, key_augment, zoo, augment)
+        w = draw_networks(terms, (key_which, key_augment), zoo, augment)
         return w, () if outputs is None else draw_inputs(terms, key_inputs, examples)
 
     loss = lambda params, key, batch: autoencoder_loss(terms, posterior, decode, outputs, params, key, *batch)
@@ -146,8 +146,9 @@ class Networks(nn.Module):
         return self.decode(self.encode(w)[0])
 
 
-def draw_networks(terms: Terms, key_which: Array, key_augment: Array, weights: Array, augment) -> Array:
+def draw_networks(terms: Terms, keys: Sequence[Array] | Array, weights: Array, augment) -> Array:
     """A batch of networks, each augmented by itself."""
+    key_which, key_augment = keys
     w = weights[jax.random.randint(key_which, (terms.batch_size,), 0, len(weights))]
     return w if augment is None else jax.vmap(augment)(jax.random.split(key_augment, terms.batch_size), w)
 

@@ -176,7 +176,7 @@ def _objective(terms, coders, outputs, augments):
         weights, examples = data
         key_inputs, *keys = jax.random.split(key, 1 + len(weights))
         batches = tuple(
-            draw_networks(terms, *jax.random.split(key_own), own, augment)
+            draw_networks(terms, jax.random.split(key_own), own, augment)
             for key_own, own, augment in zip(keys, weights, augments, strict=True)
         )
         return batches, () if outputs[0] is None else draw_inputs(terms, key_inputs, examples)

@@ -54,9 +54,10 @@ def tune_through_solver(
     _check(learning_rate, num_steps=num_steps, batch_size=batch_size, num_solver_steps=num_solver_steps)
     if not is_traced(temperature) and not 0 <= temperature < jnp.inf:
         raise ValueError(f"temperature: expected at least 0, got {temperature}")
-    of_codes, flow_map = generator.velocity, generator.flow_map
-    if of_codes is None:
+    if generator.velocity is None:
         raise ValueError("generator: expected one that follows a velocity, got none")
+    of_codes: Callable[..., Array] = generator.velocity
+    flow_map = generator.flow_map
 
     def ends(params, z, cond) -> Float[Array, "num codes"]:
         """Of all samples, solved as one: each on its own would have a gradient for every parameter."""
