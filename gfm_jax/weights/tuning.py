@@ -4,6 +4,7 @@ Both are pure functions from parameters to parameters, to be mapped over tasks a
 steps of an optimizer on the weights that were generated, is `meta_learning.adapted`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -63,7 +64,8 @@ def tune_through_solver(
         """Of all samples, solved as one: each on its own would have a gradient for every parameter."""
         if flow_map is not None:
             start, end = jnp.zeros((), z.dtype), jnp.ones((), z.dtype)
-            return jax.vmap(lambda z: flow_map(params, start, end, z, cond))(z)
+            follow = functools.partial(flow_map, params, start, end)
+            return jax.vmap(lambda z: follow(z, cond))(z)
         import diffrax  # on first use: it takes half a second
 
         velocity = lambda t, z: jax.vmap(lambda z: of_codes(params, t, z, cond))(z)
