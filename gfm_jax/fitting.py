@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import operator
 import pathlib
 import time
@@ -18,8 +17,8 @@ from tqdm.auto import tqdm
 
 from gfm_jax.base import Learner, Procedure
 from gfm_jax.checkpoints import Checkpoint, is_begun, load, own, save, seconds_of
-from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.fingerprint import describe
+from gfm_jax.fit_program import Program, merge_frozen, split_frozen, start_state, take_steps, wide
 from gfm_jax.pytrees import auto_mesh, on_auto_mesh, place
 
 __all__ = ["FitInfo", "fit", "seconds_of", "with_defaults"]
@@ -131,7 +130,7 @@ def fit(
     identity = {}
     if folder is not None:
         identity = _identity(key, learner, params, data, optimizer, num_steps, decay)
-    state = _start(optimizer, *_split(learner, params))
+    state = start_state(optimizer, *split_frozen(learner, params))
     if mesh is not None:
         mesh = auto_mesh(mesh)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -141,8 +140,8 @@ def fit(
     with contextlib.nullcontext() if folder is None else own(folder, identity):
         done, before, told, says = 0, 0.0, [], None
         if folder is not None and is_begun(folder):
-            _, says = jax.eval_shape(functools.partial(_take_steps, program), key_fit, state, data, 0, 1)
-            said = [_room(jax.eval_shape(_wide, leaf), num_steps) for leaf in jax.tree.leaves(says)]
+            _, says = jax.eval_shape(functools.partial(take_steps, program), key_fit, state, data, 0, 1)
+            said = [_room(jax.eval_shape(wide, leaf), num_steps) for leaf in jax.tree.leaves(says)]
             done, before, (state, said) = load(folder, (state, said))
             told = [np.array(part) for part in said]
             state = state if mesh is None else place(state, whole)
@@ -152,7 +151,7 @@ def fit(
         with tqdm(total=num_steps, initial=done, desc=name or "fit", disable=not progress, leave=False) as bar:
             while done < num_steps:
                 length = min(chunk, num_steps - done)
-                state, says = _take_steps(program, key_fit, state, data, done, length)
+                state, says = take_steps(program, key_fit, state, data, done, length)
                 told = _enter(told, says, done, length, num_steps)
                 losses = told[0][done : done + length]
                 if not np.isfinite(losses[-1]):
@@ -168,7 +167,7 @@ def fit(
     (losses, terms), norms = jax.tree.unflatten(jax.tree.structure(says), told)
     last, _, averaged, frozen = state
     averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), averaged, last)
-    return _merge(averaged, frozen), FitInfo(losses, norms, terms, _merge(last, frozen), seconds)
+    return merge_frozen(averaged, frozen), FitInfo(losses, norms, terms, merge_frozen(last, frozen), seconds)
 
 
 def with_defaults(
@@ -205,21 +204,6 @@ def with_defaults(
     return learner if isinstance(method, Learner) else method._replace(learner=learner)
 
 
-class Program:
-    """What a compiled fit is of. Equal configs make equal programs, so that a second, identical fit compiles nothing."""
-
-    def __init__(self, kind, learner, optimizer, ema_decay, chunk, mesh):
-        self.learner, self.optimizer, self.ema_decay, self.chunk, self.mesh = learner, optimizer, ema_decay, chunk, mesh
-        functions = (learner.loss, learner.sample) if learner.config is None else learner.config
-        self.key = (functions, learner.frozen, kind, ema_decay, chunk, mesh)
-
-    def __eq__(self, other):
-        return isinstance(other, Program) and self.key == other.key
-
-    def __hash__(self):
-        return hash(self.key)
-
-
 def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
     """Steps, decay and optimizer of a fit, and what tells that optimizer from others."""
     defaults = learner.defaults
@@ -245,47 +229,6 @@ def _training(learner, num_steps, learning_rate, optimizer, ema_decay):
     return num_steps, ema_decay, optimizer, optimizer
 
 
-def _split(learner, params):
-    """The parameters that move, and those that are frozen; None in the place of the others."""
-    is_frozen = lambda path: jax.tree_util.keystr(path[:1], simple=True) in learner.frozen
-    moving = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_frozen(path) else leaf, params)
-    frozen = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen(path) else None, params)
-    return moving, frozen
-
-
-def _merge(moving, frozen):
-    """Both again as one."""
-    return jax.tree.map(lambda a, b: b if a is None else a, moving, frozen, is_leaf=lambda leaf: leaf is None)
-
-
-def _start(optimizer, params, frozen):
-    """Parameters, optimizer state, average and frozen parameters, copied, since the loop gives their buffers away."""
-    params, frozen = jax.tree.map(_copy, (params, frozen))
-    opt_state = optimizer.init(params)
-    looks_ahead = lambda node: isinstance(node, optax.LookaheadState)
-    if any(map(looks_ahead, jax.tree.leaves(opt_state, is_leaf=looks_ahead))) and _fast(params) is params:
-        raise ValueError(
-            "params: expected optax.LookaheadParams.init_synced(params), which optax.lookahead moves, got "
-            f"{type(params).__name__}"
-        )
-    return params, jax.tree.map(_copy, opt_state), jax.tree.map(lambda leaf: _copy(_wide(leaf)), params), frozen
-
-
-def _copy(leaf):
-    """A copy of an array; numbers of this process are copied without compiling a program."""
-    plain = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.number)
-    if plain and leaf.is_fully_addressable and not leaf.weak_type:
-        return jax.device_put(leaf, may_alias=False)
-    return jnp.array(leaf)
-
-
-def _wide(leaf):
-    """Floats in float32 at least, in which sums and averages do not stand still."""
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
 def _room(part, steps):
     return np.zeros((steps, *part.shape[1:]), part.dtype)
 
@@ -293,91 +236,11 @@ def _room(part, steps):
 def _enter(told, says, start, length, num_steps):
     """What all steps said, leaf by leaf, with what the last ones did; numbers are held in float32 at least."""
     parts = [np.asarray(leaf)[:length] for leaf in jax.tree.leaves(says)]
-    parts = [np.asarray(_wide(part)) for part in parts]
+    parts = [np.asarray(wide(part)) for part in parts]
     told = told or [_room(part, num_steps) for part in parts]
     for all_steps, part in zip(told, parts, strict=True):
         all_steps[start : start + length] = part
     return told
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _take_steps(program, key, state, data, start, length):
-    """`length` steps, at most `chunk`, from step `start` on; what the others say is 0. One program for any length."""
-    learner, chunk, mesh, frozen = program.learner, program.chunk, program.mesh, state[-1]
-    update = _updater(program.optimizer)
-
-    def scalar_loss(params, key_loss, batch):
-        found = learner.loss(_merge(params, _fast(frozen)), key_loss, batch)
-        if not (isinstance(found, tuple) and len(found) == 2 and jnp.shape(found[0]) == ()):
-            shapes = jax.tree.map(jnp.shape, found)
-            raise ValueError(f"loss: expected (scalar, info) from loss(params, key, batch), got shapes {shapes}")
-        return found
-
-    @jax.jit  # traced once, for the shapes of a batch and for the loop
-    def draw(k):
-        key_batch, key_loss = jax.random.split(jax.random.fold_in(key, k))
-        batch = learner.sample(key_batch, data)
-        return key_loss, batch if mesh is None else _over_devices(batch, mesh)
-
-    @jax.jit  # traced once, for the shapes of what it says and for the loop
-    def value_and_gradient(params, key_loss, batch):
-        return jax.value_and_grad(scalar_loss, has_aux=True)(params, key_loss, batch)
-
-    def step(i, carry):
-        (params, opt_state, averaged, _), said = carry
-        k = start + i
-        drawn = draw(k)
-        value, gradient = value_and_gradient(_fast(params), *drawn)
-        says = value, optax.tree.norm(jax.tree.map(_wide, gradient))
-        of_batch = lambda params: scalar_loss(params, *drawn)
-        updates, opt_state = update(gradient, opt_state, params, value[0], of_batch)
-        params = optax.apply_updates(params, updates)
-        decay = jnp.minimum(program.ema_decay, (1 + k) / (10 + k))
-        averaged = optax.incremental_update(jax.tree.map(_wide, params), averaged, 1 - decay)
-        return (params, opt_state, averaged, frozen), jax.tree.map(lambda all, one: all.at[i].set(one), said, says)
-
-    value, gradient = jax.eval_shape(lambda params, k: value_and_gradient(_fast(params), *draw(k)), state[0], start)
-    says = value, jax.eval_shape(lambda gradient: optax.tree.norm(jax.tree.map(_wide, gradient)), gradient)
-    nothing = jax.tree.map(
-        lambda one: jnp.zeros((chunk, *one.shape), one.dtype), says
-    )  # no NaN: a debugger looks for them
-    return jax.lax.fori_loop(0, length, fast_in_loops(step), (state, nothing))
-
-
-def _fast(params):
-    """The parameters that a loss is of."""
-    return params.fast if isinstance(params, optax.LookaheadParams) else params
-
-
-def _over_devices(batch, mesh):
-    num = mesh.devices.size
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if leaf.ndim == 0 or leaf.shape[0] % num:
-            name = f"batch{jax.tree_util.keystr(path)}"
-            raise ValueError(
-                f"mesh: its {num} devices must divide the examples that lead every array of a batch, got {name} {leaf.shape}"
-            )
-    over_batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-    return jax.lax.with_sharding_constraint(batch, over_batch)
-
-
-def _updater(optimizer):
-    """`(gradient, state, params, value, of_batch) -> updates, state`, with the extra arguments that the optimizer asks for."""
-    taken = inspect.signature(optimizer.update).parameters.values()
-    names = {parameter.name for parameter in taken}
-    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
-
-    def update(gradient, state, params, value, of_batch):
-        # Optax's line searches refuse extra arguments that `value_fn` does not take.
-        value_fn = lambda params, grad_fn=None: of_batch(params)[0]
-        # Methods with several stages ask for the gradient elsewhere, on the same batch; SAM hands the number of the stage over.
-        grad_fn = lambda params, *_: jax.grad(value_fn)(params)
-        extra = {"value": value, "grad": gradient, "value_fn": value_fn, "grad_fn": grad_fn}
-        if any_name:
-            return optimizer.update(gradient, state, params, **extra)
-        return optimizer.update(gradient, state, params, **{name: extra[name] for name in extra.keys() & names})
-
-    return update
 
 
 # --- what comes in ----------------------------------------------------------------------------------------------------
@@ -394,7 +257,7 @@ def _count(name, value) -> int:
 
 
 def _check_params(learner, params):
-    moving, _ = _split(learner, params)
+    moving, _ = split_frozen(learner, params)
     if not jax.tree.leaves(moving):
         raise ValueError("params: expected a pytree with at least one array, got one without leaves")
     for path, leaf in jax.tree_util.tree_leaves_with_path(moving):

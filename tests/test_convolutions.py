@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import gfm_jax as gfm
-from gfm_jax import fitting
+from gfm_jax import fit_program
 from gfm_jax.base import Learner
 from gfm_jax.convolutions import fast_in_loops
 
@@ -137,9 +137,7 @@ def test_a_fit_and_recordings_hold_convolutions_in_order_alone():
     close(runs.weights[1], one(keys[1]).weights)
     assert set(orders_of(jax.make_jaxpr(record)(keys).jaxpr)) == IN_ORDER
 
-    program = fitting.Program(optimizer, learner, optimizer, 0.9, 2, None)
-    steps = lambda state: fitting._take_steps(program, keys[0], state, x, 0, 2)
-    assert (
-        set(orders_of(jax.make_jaxpr(steps)(fitting._start(optimizer, *fitting._split(learner, weights))).jaxpr))
-        == IN_ORDER
-    )
+    program = fit_program.Program(optimizer, learner, optimizer, 0.9, 2, None)
+    steps = lambda state: fit_program.take_steps(program, keys[0], state, x, 0, 2)
+    start = fit_program.start_state(optimizer, *fit_program.split_frozen(learner, weights))
+    assert set(orders_of(jax.make_jaxpr(steps)(start).jaxpr)) == IN_ORDER

@@ -27,6 +27,7 @@ FLOORS = {
     "files": 1.5,
     "fingerprint": 1.5,
     "checkpoints": 1.7,
+    "fit_program": 1.7,
     "serialization": 1.7,
     "networks": 2,
     "solve": 2,

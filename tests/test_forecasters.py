@@ -15,6 +15,7 @@ from runs import batch_of, put, run_of, small_runs
 
 import gfm_jax as gfm
 from gfm_jax.base import Forecaster
+from gfm_jax.fit_program import take_steps
 from gfm_jax.fitting import fit, with_defaults
 from gfm_jax.forecasting import (
     FieldKind,
@@ -273,10 +274,10 @@ ANEW = {
 @pytest.mark.parametrize("name", ANEW)
 def test_a_second_fit_with_equal_choices_compiles_nothing(name):
     first, again = fitted(name), ANEW[name]()
-    before = gfm.fitting._take_steps._cache_size()
+    before = take_steps._cache_size()
     start = fitted("flow_map") if name == "function_space" else None
     second, _ = fit(jax.random.key(0), again, [small_runs()], num_steps=20, start=start)
-    assert gfm.fitting._take_steps._cache_size() == before
+    assert take_steps._cache_size() == before
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from runs import jittered
 
-from gfm_jax import fitting
+from gfm_jax import fit_program
 from gfm_jax.fitting import fit
 from gfm_jax.flows import (
     EmpiricalTargets,
@@ -212,9 +212,9 @@ def test_pairs_are_kept_together():
 
 def test_the_same_key_gives_the_same_and_compiles_once():
     first, _ = fitted(flow := flow_map(NET), num_steps=20)
-    before = fitting._take_steps._cache_size()
+    before = fit_program.take_steps._cache_size()
     second, _ = fitted(flow_map(NET), num_steps=20)
-    assert fitting._take_steps._cache_size() == before
+    assert fit_program.take_steps._cache_size() == before
     jax.tree.map(np.testing.assert_array_equal, first, second)
     samples = [drawn(flow, first, 16) for _ in range(2)]
     np.testing.assert_array_equal(*samples)

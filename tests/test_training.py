@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import gfm_jax as gfm
-from gfm_jax import fitting
+from gfm_jax import fit_program, fitting
 from gfm_jax.base import Defaults, Learner, Procedure
 from gfm_jax.fitting import fit
 from gfm_jax.flows import EmpiricalTargets, esd, logit_normal, lsd
@@ -70,7 +70,7 @@ def test_average_lags_behind_and_forgets_its_start():
 
 def programs():
     """How many different fits were compiled."""
-    return fitting._take_steps._cache_size()
+    return fit_program.take_steps._cache_size()
 
 
 def test_second_fit_compiles_nothing():
@@ -333,9 +333,9 @@ def test_what_an_optimizer_is_told_is_of_the_batch():
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(5), update)
     learner = Learner(None, everything, quadratic)
-    state = fitting._start(optimizer, *fitting._split(learner, {"w": jnp.zeros(2)}))
-    program = fitting.Program(optimizer, learner, optimizer, 0.9, 1, None)
-    (_, told, *_), _ = fitting._take_steps(program, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
+    state = fit_program.start_state(optimizer, *fit_program.split_frozen(learner, {"w": jnp.zeros(2)}))
+    program = fit_program.Program(optimizer, learner, optimizer, 0.9, 1, None)
+    (_, told, *_), _ = fit_program.take_steps(program, jax.random.key(0), state, jnp.full((4, 2), 2.0), 0, 1)
     np.testing.assert_allclose(told, [4, 4, -2, 1, -1])
 
 
