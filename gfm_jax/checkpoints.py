@@ -136,6 +136,15 @@ def seconds_of(folder: str | pathlib.Path) -> float:
 
     Raises:
       ValueError: where the folder holds no checkpoint.
+
+    Args:
+      folder: that `fit` was given.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "seconds.json").write_text('{"100": 1.5, "200": 3.0}')  # by step, as `fit` leaves them
+    ...     seconds_of(folder)
+    3.0
     """
     if not (seconds := _seconds(pathlib.Path(folder).expanduser())):
         raise ValueError(f"folder: expected a fit with a checkpoint in {folder}, got none")

@@ -49,6 +49,10 @@ def load_dataset(
     Raises:
       ValueError: for an unknown name or split.
       DatasetNotAvailable: if the data cannot be had, within seconds.
+
+    >>> images, labels = load_dataset("digits", "test")
+    >>> images.shape, labels[:5].tolist()
+    ((360, 8, 8, 1), [2, 3, 4, 5, 6])
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -160,7 +164,16 @@ def _from_hub(name, split, tried):
 
 
 def checkerboard(key: Array, num: int) -> Float[Array, "num 2"]:
-    """Uniform on the eight dark squares of a 4x4 board on [-1, 1]^2."""
+    """Uniform on the eight dark squares of a 4x4 board on [-1, 1]^2.
+
+    Args:
+      key: randomness.
+      num: how many points.
+
+    >>> row_and_column = np.floor(2 * np.asarray(checkerboard(jax.random.key(0), 100)))
+    >>> set((row_and_column.sum(axis=1) % 2).tolist())  # the dark ones, where their sum is even
+    {0.0}
+    """
     key_cell, key_inside = jax.random.split(key)
     cell = jax.random.randint(key_cell, (num,), 0, 8)
     row, column = cell // 2, 2 * (cell % 2) + (cell // 2) % 2
@@ -169,7 +182,18 @@ def checkerboard(key: Array, num: int) -> Float[Array, "num 2"]:
 
 
 def two_moons(key: Array, num: int, noise: float = 0.05) -> Float[Array, "num 2"]:
-    """Two interleaved half circles of radius 1, blurred by Gaussian noise of that standard deviation."""
+    """Two interleaved half circles of radius 1, blurred by Gaussian noise of that standard deviation.
+
+    Args:
+      key: randomness.
+      num: how many points.
+      noise: from 0 on.
+
+    >>> points = np.asarray(two_moons(jax.random.key(0), 50, noise=0.0))
+    >>> distances = [np.linalg.norm(points - centre, axis=1) for centre in ([0.0, 0.0], [1.0, 0.5])]
+    >>> round(float(np.abs(np.subtract(distances, 1)).min(axis=0).max()), 4)  # each is at 1 from one of the centres
+    0.0
+    """
     key_side, key_angle, key_noise = jax.random.split(key, 3)
     lower = jax.random.bernoulli(key_side, shape=(num,))
     angle = jnp.pi * jax.random.uniform(key_angle, (num,))
@@ -179,7 +203,17 @@ def two_moons(key: Array, num: int, noise: float = 0.05) -> Float[Array, "num 2"
 
 
 def eight_gaussians(key: Array, num: int, std: float = 0.1) -> Float[Array, "num 2"]:
-    """Eight Gaussians of that standard deviation, evenly on the unit circle."""
+    """Eight Gaussians of that standard deviation, evenly on the unit circle.
+
+    Args:
+      key: randomness.
+      num: how many points.
+      std: from 0 on.
+
+    >>> points = eight_gaussians(jax.random.key(0), 50, std=0.0)
+    >>> set(np.linalg.norm(points, axis=1).round(4).tolist())
+    {1.0}
+    """
     key_which, key_noise = jax.random.split(key)
     angle = jax.random.randint(key_which, (num,), 0, 8) * (jnp.pi / 4)
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1) + std * jax.random.normal(key_noise, (num, 2))

@@ -42,7 +42,10 @@ def parts_of(name: str) -> tuple[str, ...]:
 def layer_of(name: str) -> str:
     """The layer of a tensor: its name less the last component; of a name without components the number at its end.
 
-    "Dense_0/kernel" is of "Dense_0", "layer1.0.weight" of "layer1.0", "w2" of "2", "w" of "", "stem" of "stem".
+    "Dense_0/kernel" is of "Dense_0", "layer1.0.weight" of "layer1/0", "w2" of "2", "w" of "", "stem" of "stem".
+
+    >>> layer_of("Dense_0/kernel"), layer_of("layer1.0.weight"), layer_of("w2")
+    ('Dense_0', 'layer1/0', '2')
     """
     parts = parts_of(name)
     if len(parts) > 1:
@@ -63,6 +66,9 @@ def natural_order(layers: Sequence[str]) -> list[str]:
 
     Returns:
       The same names without repetition, the first layer first.
+
+    >>> natural_order(["head", "Block_10", "Block_2", "embed"])
+    ['embed', 'Block_2', 'Block_10', 'head']
     """
     return ["/".join(path) for path in _sorted(list(dict.fromkeys(tuple(parts_of(layer)) for layer in layers)))]
 
@@ -130,6 +136,9 @@ def output_axis(name: str, shape: tuple[int, ...], convention: str | None = None
 
     Raises:
       ValueError: for an unknown convention.
+
+    >>> output_axis("Dense_0/kernel", (3, 4)), output_axis("fc.weight", (4, 3))
+    (-1, 0)
     """
     if convention not in (None, "flax", "torch"):
         raise ValueError(f'convention: expected "flax", "torch" or None, got {convention!r}')

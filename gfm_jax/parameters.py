@@ -36,6 +36,9 @@ def check_parameters(weights: PyTree, name: str = "weights") -> tuple[str, ...]:
     Raises:
       ValueError: for a pytree without leaves; for collections of flax other than "params", such as batch_stats; for variables
         of NNX that are not `nnx.Param`; for names of running statistics; for leaves that are not real floating-point arrays.
+
+    >>> check_parameters({"params": {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}})
+    ('Dense_0/bias', 'Dense_0/kernel')
     """
     _check_variables(weights, name)
     leaves = jax.tree_util.tree_leaves_with_path(weights)

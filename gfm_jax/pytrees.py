@@ -50,6 +50,11 @@ def layout_of(weights: PyTree, apply: Callable | None = None, *inputs: PyTree, c
 
     Raises:
       ValueError: for what `check_parameters` refuses, an unknown convention, or inputs without a network.
+
+    >>> weights = {"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
+    >>> layout = layout_of(weights)
+    >>> layout.names, layout.shapes
+    (('Dense_0/bias', 'Dense_0/kernel'), ((3,), (2, 3)))
     """
     names = check_parameters(weights)
     if convention not in (None, "flax", "torch"):
@@ -75,6 +80,15 @@ def depths(layout: Layout) -> tuple[float, ...]:
 
     Layers are in the order in which the network uses them, where the layout knows it (`layout_of(weights, apply, inputs)`),
     else in the natural order of their names (`layers.natural_order`).
+
+    Args:
+      layout: of the weights.
+
+    Returns:
+      For each tensor its depth, in [0, 1]; 0 where there is one layer.
+
+    >>> depths(layout_of({"head": jnp.zeros(2), "Dense_10": jnp.zeros(2), "Dense_2": jnp.zeros(2)}))  # Dense_10, Dense_2, head
+    (0.5, 0.0, 1.0)
     """
     layers = layout.layers
     if layers is None:
@@ -88,6 +102,15 @@ def output_axes(layout: Layout) -> tuple[int, ...]:
 
     Where the layout has no convention, the bias of a matrix tells: it has as many entries as the layer has outputs. Where that
     does not tell either, the name does (`layers.output_axis`).
+
+    Args:
+      layout: of the weights.
+
+    Returns:
+      For each tensor 0 or -1.
+
+    >>> output_axes(Layout(("fc/w", "fc/b"), ((4, 3), (4,))))  # as many biases as rows
+    (0, -1)
     """
     biases = {
         layer_of(name): shape[0]
@@ -106,21 +129,33 @@ def output_axes(layout: Layout) -> tuple[int, ...]:
 
 
 def layout_to_dict(layout: Layout) -> dict:
-    """A layout as lists, strings and numbers, which JSON and msgpack can hold."""
+    """A layout as lists, strings and numbers, which JSON and msgpack can hold.
+
+    >>> layout_to_dict(layout_of({"w": jnp.zeros((2, 3))}))
+    {'names': ['w'], 'shapes': [[2, 3]], 'convention': None, 'layers': None}
+    """
     layers = None if layout.layers is None else list(layout.layers)
     shapes = [list(shape) for shape in layout.shapes]
     return {"names": list(layout.names), "shapes": shapes, "convention": layout.convention, "layers": layers}
 
 
 def layout_from_dict(state: dict) -> Layout:
-    """The reverse; what a dict of an older version does not have is None."""
+    """The layout that `layout_to_dict` wrote; what a dict of an older version does not have is None.
+
+    >>> layout_from_dict({"names": ["w"], "shapes": [[2, 3]]}).sizes
+    (6,)
+    """
     layers = state.get("layers")
     shapes = tuple(tuple(int(size) for size in shape) for shape in state["shapes"])
     return Layout(tuple(state["names"]), shapes, state.get("convention"), None if layers is None else tuple(layers))
 
 
 def ravel(weights: PyTree) -> Float[Array, " dim"]:
-    """All leaves of a pytree of weights as one flat vector."""
+    """All leaves of a pytree of weights as one flat vector.
+
+    >>> ravel({"kernel": jnp.ones((1, 2)), "bias": jnp.zeros(1)}).tolist()  # in the order of the names
+    [0.0, 1.0, 1.0]
+    """
     return ravel_pytree(weights)[0]
 
 
@@ -129,6 +164,10 @@ def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
 
     Raises:
       ValueError: where the sizes differ.
+
+    >>> weights = unravel({"kernel": jnp.ones((1, 2)), "bias": jnp.zeros(1)}, jnp.arange(3.0))
+    >>> jax.tree.map(lambda leaf: leaf.tolist(), weights)
+    {'bias': [0.0], 'kernel': [[1.0, 2.0]]}
     """
     leaves, treedef = jax.tree.flatten(like)
     sizes = [int(np.prod(np.shape(leaf))) for leaf in leaves]
@@ -142,12 +181,26 @@ def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
 
 
 def segment_ids(layout: Layout) -> np.ndarray:
-    """For each coordinate of the flat vector, the index of its tensor: int32 [dim]."""
+    """For each coordinate of the flat vector, the index of its tensor: int32 [dim].
+
+    >>> segment_ids(layout_of({"bias": jnp.zeros(1), "kernel": jnp.zeros((1, 2))})).tolist()
+    [0, 1, 1]
+    """
     return np.repeat(np.arange(len(layout.sizes), dtype=np.int32), layout.sizes)
 
 
 def place(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
-    """`jax.device_put`, also where the devices of a sharding belong to several hosts, each of which holds the whole tree."""
+    """`jax.device_put`, also where the devices of a sharding belong to several hosts, each of which holds the whole tree.
+
+    Args:
+      tree: of arrays, also of random keys; on several hosts the same on each of them.
+      sharding: of every array.
+
+    >>> mesh = jax.make_mesh((1,), ("runs",))
+    >>> runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
+    >>> place({"w": jnp.zeros((4, 2))}, runs)["w"].sharding.spec[0]
+    'runs'
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -168,10 +221,16 @@ def map_rows(function: Callable, rows: PyTree, batch_size: int) -> PyTree:
     Args:
       function: of one row.
       rows: arrays with the same leading axis.
-      batch_size: how many rows are worked out side by side.
+      batch_size: how many rows are worked out side by side, at least 1.
+
+    Returns:
+      What the function returns of every row, led by the same axis.
 
     Raises:
       ValueError: for no row, leaves of different numbers of rows, or a batch size below 1.
+
+    >>> map_rows(jnp.sum, jnp.arange(6.0).reshape(3, 2), batch_size=2).tolist()
+    [1.0, 5.0, 9.0]
     """
     leading = sorted({leaf.shape[:1] for leaf in map(jnp.asarray, jax.tree.leaves(rows))})
     if len(leading) != 1 or leading[0] in ((), (0,)):
@@ -193,13 +252,24 @@ def auto_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
 
     Args:
       mesh: of axes of any type.
+
+    >>> mesh = jax.make_mesh((1,), ("runs",), axis_types=(jax.sharding.AxisType.Explicit,))
+    >>> auto_mesh(mesh).axis_types[0].name, auto_mesh(mesh).axis_names
+    ('Auto', ('runs',))
     """
     auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
     return mesh if tuple(mesh.axis_types) == auto else jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
 
 
 def on_auto_mesh(tree: PyTree) -> PyTree:
-    """Arrays that live on a mesh of explicit axes, divided in the same way over the `auto_mesh` of it; others as they are."""
+    """Arrays that live on a mesh of explicit axes, divided in the same way over the `auto_mesh` of it; others as they are.
+
+    >>> mesh = jax.make_mesh((1,), ("runs",), axis_types=(jax.sharding.AxisType.Explicit,))
+    >>> array = jax.device_put(jnp.zeros(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs")))
+    >>> moved = on_auto_mesh(array).sharding
+    >>> moved.mesh.axis_types[0].name, moved.spec[0]
+    ('Auto', 'runs')
+    """
 
     def move(leaf):
         sharding = getattr(leaf, "sharding", None)

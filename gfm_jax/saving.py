@@ -81,6 +81,14 @@ def load(path: str | os.PathLike, method: Any = None) -> tuple[Any, PyTree]:
     Raises:
       ValueError: for what is no such file or is damaged, for one of another format, for a method with other choices, naming
         them, and for a method that has to be given.
+
+    >>> import gfm_jax as gfm, tempfile
+    >>> codec, weights = gfm.pca(2), jax.random.normal(jax.random.key(0), (10, 4))
+    >>> params, _ = gfm.fit(jax.random.key(1), codec, weights)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again, same = gfm.load(gfm.save(folder, codec, params))
+    >>> again.encode(same, weights[0]).shape
+    (2,)
     """
     from safetensors import SafetensorError, safe_open
 

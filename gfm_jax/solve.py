@@ -61,6 +61,10 @@ def solve_flow(
       ValueError: for a number of steps that is no integer above 0, a time that is not finite, traced times with `saveat`, a
         velocity of another shape than x_0, or, as the velocity raises it, for a known time at which the solver has to look and
         the velocity is not defined.
+
+    >>> x_1, info = solve_flow(lambda t, x: -x, jnp.ones(()))
+    >>> round(float(x_1), 3), bool(info["finite"])  # exp(-1)
+    (0.368, True)
     """
     import diffrax  # on first use: it takes half a second
 
@@ -174,6 +178,9 @@ def solve_flow_map(
 
     Raises:
       ValueError: for fewer than one step, or times that are not in order in [0, 1].
+
+    >>> round(float(solve_flow_map(lambda s, t, x: x * jnp.exp(s - t), jnp.ones(()), num_steps=2)), 4)  # exp(-1)
+    0.3679
     """
     num_steps = check_count("num_steps", num_steps)
     check_times(t_0=t_0, t_1=t_1)
@@ -209,6 +216,12 @@ def solve_hybrid(
 
     Raises:
       ValueError: for a tau that is traced, outside [0, 1] or between two steps.
+
+    >>> import diffrax
+    >>> one, three = (lambda t, x, speed=speed: jnp.full_like(x, speed) for speed in (1.0, 3.0))
+    >>> x_1, _ = solve_hybrid(one, three, jnp.zeros(()), 0.5, num_steps=4, solver=diffrax.Euler())
+    >>> round(float(x_1), 4)  # 1 * 0.5 + 3 * 0.5
+    2.0
     """
     num_steps = check_count("num_steps", num_steps)
     if is_traced(tau):
@@ -255,6 +268,12 @@ def log_likelihood(
 
     Raises:
       ValueError: for a number below 1, a point that is no vector or not finite, or a velocity that is not defined at t_1.
+
+    >>> import diffrax
+    >>> normal = lambda x: jax.scipy.stats.norm.logpdf(x).sum()
+    >>> found = log_likelihood(lambda t, x: -x, jnp.zeros(1), normal, num_steps=4, solver=diffrax.Euler())
+    >>> round(float(found), 4)  # log N(0; 0, exp(-1)^2) = 1 - log(2 pi) / 2
+    0.0811
     """
     num_probes = check_count("num_probes", num_probes)
     x_1 = as_float("x_1", x_1)

@@ -15,6 +15,15 @@ def init_network(network: nn.Module, key: Array, *inputs: PyTree) -> PyTree:
       network: a flax module.
       key: randomness.
       *inputs: as the module is called: their shapes count.
+
+    Returns:
+      What `network.init` returns, such as `{"params": ...}`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gfm_jax.networks import MLP
+    >>> variables = init_network(MLP((2,)), jax.random.key(0), jnp.ones((1, 3)))
+    >>> jax.tree.map(jnp.shape, variables)
+    {'params': {'output': {'bias': (2,), 'kernel': (3, 2)}}}
     """
     return _init(network, key, *inputs)
 

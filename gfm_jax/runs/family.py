@@ -53,11 +53,23 @@ class Structure(NamedTuple):
 def draw_structures(key: Array, family: TaskFamily, num_runs: int, num_steps: int) -> list[Structure]:
     """Draws `num_runs` runs of `num_steps` steps for every task and every optimizer of a family.
 
+    Args:
+      key: randomness of the peaks, schedules and variety, and the keys of the runs.
+      family: what differs.
+      num_runs: of each pair of a task and an optimizer, at least 1.
+      num_steps: of every run, at least 1.
+
     Returns:
       One structure for each pair, tasks first: all that differs inside it is data, so that it is recorded in one call.
 
     Raises:
       ValueError: for an unknown schedule, or a range whose ends are not in order (or not positive, for learning rates).
+
+    >>> from gfm_jax.runs import quadratic
+    >>> family = TaskFamily([quadratic(jnp.ones(2))], [(optax.sgd, (0.1, 1.0))], schedules=["constant"])
+    >>> [structure] = draw_structures(jax.random.key(0), family, num_runs=3, num_steps=5)
+    >>> structure.learning_rate.shape, structure.keys.shape
+    ((3, 5), (3,))
     """
     if unknown := set(family.schedules) - set(SCHEDULES):
         raise ValueError(f"schedules: expected names among {', '.join(SCHEDULES)}, got {', '.join(sorted(unknown))}")

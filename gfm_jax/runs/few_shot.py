@@ -32,11 +32,23 @@ class ByClass(NamedTuple):
 
 
 def by_class(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes: int) -> ByClass:
-    """Puts examples in order.
+    """Sorts labelled examples by label, so that those of one class lie side by side.
+
+    Args:
+      inputs: [num, ...], finite.
+      labels: [num], integers in 0..num_classes-1, each of them at least once.
+      num_classes: at least 1.
+
+    Returns:
+      The examples, and where each class begins.
 
     Raises:
-      ValueError: for inputs that are not finite, labels of another number, no integers or out of range, or a class without
-        examples.
+      ValueError: for inputs that are not finite, labels of another number, no integers or out of range, a class without
+        examples, or traced arrays.
+
+    >>> examples = by_class(jnp.arange(5.0), jnp.array([1, 0, 2, 1, 0]), 3)
+    >>> examples.inputs.tolist(), examples.start.tolist(), examples.count.tolist()
+    ([1.0, 4.0, 0.0, 3.0, 2.0], [0, 2, 4], [2, 2, 1])
     """
     if is_traced(inputs, labels):
         raise ValueError("inputs, labels: expected arrays whose values are known, got tracers: call it outside of jit")
@@ -69,6 +81,10 @@ def class_subsets(key: Array, num_classes: int, num_ways: int, shares: dict[str,
 
     Raises:
       ValueError: for shares that are not positive or add up to more than 1, or more ways than classes.
+
+    >>> subsets = class_subsets(jax.random.key(0), 4, 2, {"train": 0.5, "test": 0.5})  # of the 6 pairs
+    >>> subsets["train"].shape, subsets["test"].shape
+    ((3, 2), (3, 2))
     """
     if not 1 <= num_ways <= num_classes:
         raise ValueError(f"num_ways: expected 1..{num_classes}, the number of classes, got {num_ways}")
@@ -81,7 +97,11 @@ def class_subsets(key: Array, num_classes: int, num_ways: int, shares: dict[str,
 
 
 def labels_among(labels: Int[Array, " num"], classes: Int[Array, " ways"]) -> Int[Array, " num"]:
-    """The place of each label among the classes of a task, -1 for one that is not among them."""
+    """The place of each label among the classes of a task, -1 for one that is not among them.
+
+    >>> labels_among(jnp.array([7, 3, 5]), jnp.array([3, 7])).tolist()
+    [1, 0, -1]
+    """
     same = labels[:, None] == classes[None, :]
     return jnp.where(same.any(1), same.argmax(1), -1)
 
@@ -99,6 +119,14 @@ def draw_support(
 
     Returns:
       (inputs [ways * shots, ...], labels [ways * shots]), class after class.
+
+    Raises:
+      ValueError: for no shot, or more shots than the rarest class has examples.
+
+    >>> examples = by_class(jnp.arange(6.0), jnp.array([0, 0, 1, 1, 2, 2]), 3)
+    >>> inputs, labels = draw_support(jax.random.key(0), examples, jnp.array([2, 0]), shots=2)
+    >>> np.sort(inputs.reshape(2, 2)).tolist(), labels.tolist()
+    ([[4.0, 5.0], [0.0, 1.0]], [0, 0, 1, 1])
     """
     rarest = None if is_traced(examples.count) else int(np.asarray(examples.count).min())
     if shots < 1 or (rarest is not None and shots > rarest):
@@ -135,6 +163,12 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
 
     Raises:
       ValueError: for a batch of no example, or labels as `by_class` refuses them.
+
+    >>> linear = Network(lambda key: jnp.zeros((5, 2)), lambda weights, inputs: inputs @ weights)
+    >>> task = few_shot(linear, {"train": (jnp.eye(5), jnp.array([0, 1, 1, 2, 2]))}, batch_size=8, num_classes=3)
+    >>> inputs, labels = jnp.eye(5), labels_among(jnp.array([0, 1, 1, 2, 2]), jnp.array([2, 1]))
+    >>> round(float(task.evaluate(task.init(jax.random.key(0)), (inputs, labels))["loss"]), 4)  # log 2
+    0.6931
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")

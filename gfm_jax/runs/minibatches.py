@@ -23,6 +23,10 @@ def minibatch_indices(key: Array, num_examples: int, batch_size: int, num_steps:
 
     Raises:
       ValueError: for a batch larger than the data, or of no example.
+
+    >>> index = minibatch_indices(jax.random.key(0), num_examples=5, batch_size=2, num_steps=2)  # one epoch
+    >>> index.shape, len(set(index.ravel().tolist()))
+    ((2, 2), 4)
     """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(f"batch_size: expected 1..{num_examples}, the size of the data, got {batch_size}")
@@ -39,8 +43,20 @@ def minibatch_indices(key: Array, num_examples: int, batch_size: int, num_steps:
 def branched(task: Task) -> Task:
     """The same task, but runs of one key draw different minibatches from some step on.
 
-    Its `variety`: `branch`, an integer, and `branch_step`, the step from which runs of different branches part ways. What
-    they still have in common at the end is all that a forecast from before that step can know.
+    Its `variety`: `branch`, an integer, and `branch_step`, the step from which runs of different branches part ways.
+    What they still have in common at the end is all that a forecast from before that step can know.
+
+    Args:
+      task: whose draws are arrays led by [num_steps].
+
+    Returns:
+      The task; its draws raise a ValueError where the variety lacks `branch` or `branch_step`.
+
+    >>> from gfm_jax.runs import quadratic
+    >>> task = branched(quadratic(jnp.ones(2), noise=0.1))
+    >>> one, other = (task.draws(jax.random.key(1), 9, {"branch": b, "branch_step": 4}) for b in (0, 1))
+    >>> int((one != other).argmax())  # the first step with another draw
+    4
     """
 
     def draws(key, num_steps, variety):

@@ -26,6 +26,10 @@ def quadratic(curvature: Float[Array, " dim"], minimum: Float[Array, " dim"] | f
 
     Raises:
       ValueError: for curvatures that are no vector.
+
+    >>> task = quadratic(jnp.array([1.0, 4.0]), minimum=1.0)
+    >>> float(task.evaluate(jnp.array([3.0, 2.0]), task.data)["loss"])  # (1 * 2^2 + 4 * 1^2) / 2
+    4.0
     """
     curvature = jnp.asarray(curvature)
     if curvature.ndim != 1:

@@ -31,6 +31,12 @@ def save_steps(num_steps: int, num_saves: int, spacing: str = "even") -> np.ndar
 
     Returns:
       Strictly increasing int32 [num_saves + 1].
+
+    Raises:
+      ValueError: for a number of saves outside 1..num_steps, or another spacing.
+
+    >>> save_steps(100, 4).tolist(), save_steps(100, 3, "log").tolist()
+    ([0, 25, 50, 75, 100], [0, 1, 10, 100])
     """
     if not 1 <= num_saves <= num_steps:
         raise ValueError(f"num_saves: expected 1..num_steps = {num_steps}, got {num_saves}")

@@ -24,6 +24,17 @@ def linear_regression(
       num_examples, dim: shape of X in every split.
       noise: standard deviation of the targets' noise.
       batch_size: examples a step; None for all of them.
+
+    Returns:
+      The task, with the splits "train", "validation" and "test". Weights start from a standard normal law, times `init_scale`
+      of the variety; `evaluate` gives `loss`.
+
+    Raises:
+      ValueError: for a batch size outside 1..num_examples.
+
+    >>> task = linear_regression(jax.random.key(0), 20, 3)
+    >>> {split: inputs.shape for split, (inputs, targets) in task.data.items()}
+    {'train': (20, 3), 'validation': (20, 3), 'test': (20, 3)}
     """
     return _regression(key, num_examples, dim, noise, batch_size, _half_square, lambda score, key: score)
 
@@ -31,7 +42,14 @@ def linear_regression(
 def logistic_regression(
     key: Array, num_examples: int = 256, dim: int = 8, *, noise: float = 0.1, batch_size: int | None = None
 ) -> Task:
-    r"""Classification of y in {0, 1}, drawn from sigmoid(X w^* + noise), by its log-likelihood; arguments as above."""
+    r"""Classification of y in {0, 1}, drawn from sigmoid(X w^* + noise), by its log-likelihood.
+
+    Arguments, result and errors are those of `linear_regression`.
+
+    >>> task = logistic_regression(jax.random.key(0), 20, 3)
+    >>> round(float(task.evaluate(jnp.zeros(3), task.data["test"])["loss"]), 4)  # log 2
+    0.6931
+    """
     label = lambda score, key: jax.random.bernoulli(key, jax.nn.sigmoid(score)).astype(score.dtype)
     return _regression(key, num_examples, dim, noise, batch_size, _logistic, label)
 
@@ -89,7 +107,21 @@ def _functions(num_examples, dim, batch_size, loss_of):
 
 @jax.default_matmul_precision("highest")
 def least_squares(task: Task) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
-    r"""The minimum and the Hessian of a linear regression: w^* = H^{-1} X^T y / N, H = X^T X / N."""
+    r"""The minimum and the Hessian of a linear regression: w^* = H^{-1} X^T y / N, H = X^T X / N.
+
+    Args:
+      task: a linear regression with at least as many training examples as weights.
+
+    Returns:
+      w^* [dim] and H [dim, dim].
+
+    >>> task = linear_regression(jax.random.key(0), 20, 3)._replace(
+    ...     data={"train": (3**0.5 * jnp.eye(3), 3**0.5 * jnp.array([2.0, 1.0, 5.0]))}
+    ... )
+    >>> minimum, hessian = least_squares(task)
+    >>> minimum.round(4).tolist(), jnp.diag(hessian).round(4).tolist()
+    ([2.0, 1.0, 5.0], [1.0, 1.0, 1.0])
+    """
     inputs, targets = task.data["train"]
     hessian = inputs.T @ inputs / len(inputs)
     return jnp.linalg.solve(hessian, inputs.T @ targets / len(inputs)), hessian
@@ -102,6 +134,20 @@ def gradient_descent_end(
     r"""Where full-batch gradient descent on a linear regression ends, in closed form.
 
     .. math:: w_m = w^* + (I - lr H)^m (w_0 - w^*), \qquad H = X^\top X / N
+
+    Args:
+      task: a linear regression with `batch_size=None`.
+      weights: w_0.
+      learning_rate: lr of every step.
+      num_steps: m, from 0 on.
+
+    Returns:
+      The weights after the last step.
+
+    >>> identity = {"train": (3**0.5 * jnp.eye(3), jnp.zeros(3))}  # H = I, w^* = 0
+    >>> task = linear_regression(jax.random.key(0), 20, 3)._replace(data=identity)
+    >>> gradient_descent_end(task, jnp.array([1.0, 4.0, 8.0]), 0.5, num_steps=2).round(4).tolist()
+    [0.25, 1.0, 2.0]
     """
     minimum, hessian = least_squares(task)
     values, vectors = jnp.linalg.eigh(hessian)
@@ -118,6 +164,21 @@ def heavy_ball_end(
        \end{pmatrix} \begin{pmatrix} e \\ v \end{pmatrix}_k
 
     for every eigenvalue h of the Hessian, with e the distance to the minimum along it and v optax's trace, 0 at first.
+
+    Args:
+      task: a linear regression with `batch_size=None`.
+      weights: w_0.
+      learning_rate: lr of every step.
+      decay: beta, in [0, 1).
+      num_steps: m, from 0 on.
+
+    Returns:
+      The weights after the last step.
+
+    >>> identity = {"train": (3**0.5 * jnp.eye(3), jnp.zeros(3))}  # H = I, w^* = 0
+    >>> task = linear_regression(jax.random.key(0), 20, 3)._replace(data=identity)
+    >>> heavy_ball_end(task, jnp.array([1.0, 4.0, 8.0]), 0.5, decay=0.5, num_steps=3).round(4).tolist()
+    [-0.25, -1.0, -2.0]
     """
     minimum, hessian = least_squares(task)
     values, vectors = jnp.linalg.eigh(hessian)

@@ -38,6 +38,12 @@ def optimizer_slots(state: PyTree, weights: PyTree) -> dict[str, PyTree]:
 
     Returns:
       By name, in the order of the state, a tree with the structure and shapes of the weights.
+
+    >>> import optax
+    >>> weights = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    >>> slots = optimizer_slots(optax.adam(0.1).init(weights), weights)
+    >>> {name: slot["kernel"].shape for name, slot in slots.items()}
+    {'mu': (2, 3), 'nu': (2, 3)}
     """
     treedef = jax.tree.structure(weights)
     shapes = [jnp.shape(w) for w in jax.tree.leaves(weights)]
@@ -70,6 +76,12 @@ def with_slots(state: PyTree, weights: PyTree, slots: dict[str, PyTree | Float[A
 
     Raises:
       ValueError: for a missing or unknown name, or a slot of another size or structure.
+
+    >>> import optax
+    >>> weights = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    >>> state = with_slots(optax.sgd(0.1, momentum=0.9).init(weights), weights, {"trace": jnp.arange(9.0)})
+    >>> optimizer_slots(state, weights)["trace"]["bias"].tolist()  # "bias" comes first in the flat vector
+    [0.0, 1.0, 2.0]
     """
     places = _places(state, weights).slots
     if set(slots) != set(places):

@@ -158,6 +158,15 @@ def open_recording(
     Raises:
       ValueError: for runs out of range, or parts that were not recorded.
       CorruptRecording: for a folder that is not a recording, is incomplete, or whose arrays are not what was recorded.
+
+    >>> import jax, jax.numpy as jnp, optax, tempfile
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
+    >>> task, keys = linear_regression(jax.random.key(0), 20, 3), jax.random.split(jax.random.key(1), 4)
+    >>> some = lambda i: record(keys[i], task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     record_to_disk(parent + "/runs", 4, some, chunk=2, recipe={}, progress=None)
+    ...     open_recording(parent + "/runs").weights.shape, open_recording(parent + "/runs", runs=-1).weights.shape
+    ((4, 6, 3), (6, 3))
     """
     store, manifest = _complete(folder)
     part_of = {name: name.split(".")[0] for name in manifest.arrays}
@@ -183,6 +192,17 @@ def verify(folder: str | os.PathLike) -> None:
 
     Raises:
       CorruptRecording: naming the first array that is not what was recorded, and where it is not.
+
+    >>> import jax, jax.numpy as jnp, optax, tempfile
+    >>> from gfm_jax.runs import linear_regression, record, save_steps
+    >>> task, keys = linear_regression(jax.random.key(0), 20, 3), jax.random.split(jax.random.key(1), 4)
+    >>> some = lambda i: record(keys[i], task, optax.sgd, jnp.full(10, 0.1), save_steps(10, 5))
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     record_to_disk(parent + "/runs", 4, some, chunk=2, recipe={}, progress=None)
+    ...     verify(parent + "/runs")  # silent: nothing is damaged
+    >>> verify("memory://runs")
+    Traceback (most recent call last):
+    gfm_jax.runs.manifest.CorruptRecording: memory://runs/: not a recording, it has no manifest.json
     """
     store, manifest = _complete(folder)
     num_runs, chunk = manifest.recipe["num_runs"], manifest.recipe["chunk"]

@@ -25,6 +25,15 @@ def streamed(network: Network, draw: Callable[..., tuple[Array, Array]], loss: C
 
     Returns:
       The task; it has no data, and `evaluate(weights, (inputs, targets))` gives `loss`.
+
+    >>> import optax
+    >>> from gfm_jax.runs import record
+    >>> line = Network(lambda key: jnp.zeros(1), lambda weights, inputs: weights * inputs)
+    >>> draw = lambda key, law: (jnp.ones(8), law["slope"] * jnp.ones(8))
+    >>> task = streamed(line, draw, lambda outputs, targets: jnp.mean((outputs - targets) ** 2) / 2)
+    >>> run = record(jax.random.key(0), task, optax.sgd, [1.0], variety={"slope": jnp.array(2.0)})
+    >>> run.weights.round(4).tolist()
+    [[0.0], [2.0]]
     """
 
     def draws(key, num_steps, variety):
