@@ -98,13 +98,25 @@ def test_runs_learn_their_own_classes(data, key):
         (lambda x, y: draw_support(jax.random.key(0), by_class(x, y, 6), jnp.arange(3), 11), r"shots: expected 1..10"),
         (lambda x, y: draw_support(jax.random.key(0), by_class(x, y, 6), jnp.arange(3), 0), r"shots: expected 1..10"),
         (lambda x, y: few_shot(network_of(x), {"train": (x, y)}, 0, num_classes=6), "batch_size: expected at least 1"),
+        (lambda x, y: draw_support(jax.random.key(0), by_class(x, y, 6), jnp.array([5, 6]), 2), r"0..5, got \[5, 6\]"),
         (lambda x, y: class_subsets(jax.random.key(0), 6, 7, {"train": 1.0}), "num_ways: expected 1..6"),
-        (lambda x, y: class_subsets(jax.random.key(0), 6, 3, {"a": 0.9, "b": 0.2}), "shares: expected positive ones"),
+        (
+            lambda x, y: class_subsets(jax.random.key(0), 6, 3, {"a": 0.9, "b": 0.2}),
+            "fractions: expected positive ones",
+        ),
     ],
 )
 def test_bad_input(call, message, data):
     with pytest.raises(ValueError, match=message):
         call(*data)
+
+
+def test_the_loss_of_a_class_that_there_is_not_is_no_number(data, key):
+    task = few_shot(network_of(data[0]), {"train": data}, 8, num_classes=NUM_CLASSES)
+    weights = task.init(key)
+    for classes, finite in (([5, 0, 1], True), ([6, 0, 1], False), ([0, -1, 1], False)):
+        draw = jax.tree.map(lambda leaf: leaf[0], task.draws(key, 1, {"classes": jnp.array(classes)}))
+        assert bool(jnp.isfinite(task.loss(weights, task.data, draw))) is finite
 
 
 def test_bytes_reach_the_network_as_numbers(data, key):

@@ -354,9 +354,12 @@ def test_save_steps(steps, saves, spacing):
     assert (np.diff(found) > 0).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_save_steps_bad_input():
     with pytest.raises(ValueError, match="num_saves"):
         save_steps(10, 11)
+    with pytest.raises(ValueError, match=r"num_saves: expected an integer of at least 1, got 2\.5"):
+        save_steps(10, 2.5)
     with pytest.raises(ValueError, match="spacing"):
         save_steps(10, 5, "cubic")
 

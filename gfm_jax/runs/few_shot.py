@@ -67,20 +67,20 @@ def by_class(inputs: Array | np.ndarray, labels: Array | np.ndarray, num_classes
     return ByClass(*map(jnp.asarray, (inputs[order], labels[order], start.astype(np.int32), count.astype(np.int32))))
 
 
-def class_subsets(key: Array, num_classes: int, num_ways: int, shares: dict[str, float]) -> dict[str, np.ndarray]:
-    """All subsets of the classes, shared out at random: no two splits have a subset in common.
+def class_subsets(key: Array, num_classes: int, num_ways: int, fractions: dict[str, float]) -> dict[str, np.ndarray]:
+    """All subsets of the classes, divided at random: no two splits have a subset in common.
 
     Args:
-      key: randomness of the shares.
+      key: randomness of the division.
       num_classes: to choose from.
       num_ways: classes in a subset.
-      shares: by split, in (0, 1], with a sum of at most 1.
+      fractions: of the subsets, by split, in (0, 1], with a sum of at most 1.
 
     Returns:
       By split, int32 [subsets, num_ways], each in rising order.
 
     Raises:
-      ValueError: for shares that are not positive or add up to more than 1, or more ways than classes.
+      ValueError: for fractions that are not positive or add up to more than 1, or more ways than classes.
 
     >>> subsets = class_subsets(jax.random.key(0), 4, 2, {"train": 0.5, "test": 0.5})  # of the 6 pairs
     >>> subsets["train"].shape, subsets["test"].shape
@@ -88,12 +88,12 @@ def class_subsets(key: Array, num_classes: int, num_ways: int, shares: dict[str,
     """
     if not 1 <= num_ways <= num_classes:
         raise ValueError(f"num_ways: expected 1..{num_classes}, the number of classes, got {num_ways}")
-    if not all(share > 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-        raise ValueError(f"shares: expected positive ones with a sum of at most 1, got {shares}")
+    if not all(fraction > 0 for fraction in fractions.values()) or sum(fractions.values()) > 1 + 1e-9:
+        raise ValueError(f"fractions: expected positive ones with a sum of at most 1, got {fractions}")
     subsets = np.array(list(itertools.combinations(range(num_classes), num_ways)), np.int32)
     subsets = subsets[np.asarray(jax.random.permutation(key, len(subsets)))]
-    stops = np.round(np.cumsum(list(shares.values())) * len(subsets)).astype(int)
-    return dict(zip(shares, np.split(subsets, stops)[: len(shares)], strict=True))
+    stops = np.round(np.cumsum(list(fractions.values())) * len(subsets)).astype(int)
+    return dict(zip(fractions, np.split(subsets, stops)[: len(fractions)], strict=True))
 
 
 def labels_among(labels: Int[Array, " num"], classes: Int[Array, " ways"]) -> Int[Array, " num"]:
@@ -121,7 +121,7 @@ def draw_support(
       (inputs [ways * shots, ...], labels [ways * shots]), class after class.
 
     Raises:
-      ValueError: for no shot, or more shots than the rarest class has examples.
+      ValueError: for no shot, more shots than the rarest class has examples, or a class, where it is known, that there is not.
 
     >>> examples = by_class(jnp.arange(6.0), jnp.array([0, 0, 1, 1, 2, 2]), 3)
     >>> inputs, labels = draw_support(jax.random.key(0), examples, jnp.array([2, 0]), shots=2)
@@ -131,6 +131,9 @@ def draw_support(
     rarest = None if is_traced(examples.count) else int(np.asarray(examples.count).min())
     if shots < 1 or (rarest is not None and shots > rarest):
         raise ValueError(f"shots: expected 1..{rarest} examples of a class, got {shots}")
+    num_classes = len(examples.count)
+    if not is_traced(classes) and not all(0 <= c < num_classes for c in np.asarray(classes).tolist()):
+        raise ValueError(f"classes: expected those among 0..{num_classes - 1}, got {np.asarray(classes).tolist()}")
 
     def of_class(key, c):
         score = jax.random.uniform(key, (len(examples.labels),))
@@ -147,7 +150,8 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
     .. math:: L(w) = -\frac{1}{B} \sum_b \log \mathrm{softmax}(f_w(x_b))_{y_b}, \qquad
        y_b \sim U\{1..W\}, \; x_b \sim U(\text{examples of class } c_{y_b})
 
-    Its `variety`: `classes`, int [ways], a run's own, in the order of the network's outputs; needed.
+    Its `variety`: `classes`, int [ways], a run's own, in the order of the network's outputs; needed. The loss of a class that
+    there is not is NaN.
 
     Integers of 8 or 16 bits (`uint8` images) reach the network as float32 of the same numbers, as in `classification`.
 
@@ -196,7 +200,8 @@ def few_shot(network: Network, data: PyTree, batch_size: int, *, num_classes: in
         index = examples.start[c] + jax.random.randint(key_example, (batch_size,), 0, examples.count[c])
         logits = network.apply(weights, as_inputs(examples.inputs[index]))
         check_logits(logits, len(draw["classes"]))
-        return _cross_entropy(logits, labels).mean()
+        known = jnp.all((draw["classes"] >= 0) & (draw["classes"] < num_classes))
+        return jnp.where(known, _cross_entropy(logits, labels).mean(), jnp.nan)
 
     def evaluate(weights, split):
         inputs, labels = split

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.base import Task, Trajectory
+from gfm_jax.checks import check_count
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
 from gfm_jax.pytrees import place
@@ -38,7 +39,8 @@ def save_steps(num_steps: int, num_saves: int, spacing: str = "even") -> np.ndar
     >>> save_steps(100, 4).tolist(), save_steps(100, 3, "log").tolist()
     ([0, 25, 50, 75, 100], [0, 1, 10, 100])
     """
-    if not 1 <= num_saves <= num_steps:
+    num_steps, num_saves = check_count("num_steps", num_steps), check_count("num_saves", num_saves)
+    if num_saves > num_steps:
         raise ValueError(f"num_saves: expected 1..num_steps = {num_steps}, got {num_saves}")
     if spacing not in ("even", "log"):
         raise ValueError(f"spacing: expected 'even' or 'log', got {spacing!r}")
