@@ -40,6 +40,14 @@ def memoryless_step(
       x_s: where it begins.
       noise: n, of N(0, I); zeros for the mean of the step.
 
+    Returns:
+      x_t, [dim].
+
+    >>> source = GaussianSource(jnp.zeros(2), jnp.eye(2))
+    >>> velocity, x_s = lambda t, x: jnp.ones(2), jnp.array([2.0, 0.0])
+    >>> memoryless_step(velocity, source, jnp.array(0.0), jnp.array(0.5), x_s, noise=jnp.zeros(2)).tolist()
+    [1.5, 0.5]
+
     Adjoint matching, arXiv 2409.08861, its memoryless schedule in closed steps.
     """
     v = velocity(s, x_s)
@@ -79,6 +87,15 @@ def adjoint_matching_targets(
 
     Returns:
       (times, points, targets), the times those at which the steps begin. Nothing of them carries a gradient.
+
+    Raises:
+      ValueError: for fewer than one step, or an x_0 that is not of the source's shape.
+
+    >>> base = lambda t, x: (2 * t - 1) / (t**2 + (1 - t) ** 2) * x  # from N(0, I) to N(0, I)
+    >>> source, reward = GaussianSource(jnp.zeros(2), jnp.eye(2)), lambda x: x.sum()  # p is N((1, 1), I)
+    >>> times, points, targets = adjoint_matching_targets(jax.random.key(0), base, base, reward, source, jnp.zeros(2), 2)
+    >>> times.tolist(), targets[1].round().tolist()
+    ([0.0, 0.5], [1.0, 1.0])
 
     Adjoint matching, arXiv 2409.08861: lean adjoint and memoryless schedule.
     """

@@ -43,8 +43,14 @@ def gaussian(
       interpolant: the pair (alpha, beta).
       source: m_0 and s_0 > 0.
 
+    Returns:
+      The flow, of points of the shape of the mean.
+
     Raises:
       ValueError: for a negative s_1, another source, or a known start of 1 where s_1 is 0.
+
+    >>> gaussian(jnp.array([3.0]), 0.5).flow_map(0.0, 1.0, jnp.array([2.0])).round().tolist()
+    [4.0]
     """
     mean_0, std_0 = check_source(source)
     mean = as_float("mean", mean)
@@ -86,8 +92,14 @@ def single_point(x_1: Float[Array, "*dim"], *, interpolant: Interpolant = linear
       x_1: the point.
       interpolant: the pair (alpha, beta).
 
+    Returns:
+      The flow, of points of the shape of x_1.
+
     Raises:
       ValueError: for a start that is known and 1.
+
+    >>> single_point(jnp.array([4.0])).flow_map(0.0, 0.5, jnp.array([2.0])).tolist()
+    [3.0]
     """
     x_1 = as_float("x_1", x_1)
 
@@ -124,6 +136,10 @@ def uniform_on_boxes(
 
     Raises:
       ValueError: for corners that are no boxes, a deviation that is not positive, or times that are known and not below 1.
+
+    >>> flow = uniform_on_boxes(jnp.array([[1.0]]), jnp.array([[3.0]]))
+    >>> jax.jit(flow.velocity)(0.0, jnp.zeros(1)).round().tolist()
+    [2.0]
     """
     lower, upper = as_points("lower", lower), as_points("upper", upper)
     check_source((0.0, std_0))

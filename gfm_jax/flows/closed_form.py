@@ -64,6 +64,10 @@ def posterior(
     Raises:
       ValueError: for no data, data and a point of different dimensions, a sigma that is not positive, or a time that is known
         and not in [0, 1). A traced time of 1 gives NaN.
+
+    >>> found = jax.jit(posterior)(jnp.array([[1.0], [3.0]]), 0.0, jnp.zeros(1))
+    >>> found.mean.round().tolist(), round(float(found.effective_size), 3)
+    ([2.0], 2.0)
     """
     check_times(before_end=True, t=t)
     data = as_points("data", data, any_event=True)
@@ -179,8 +183,14 @@ def velocity_to(
       t: flow time in [0, 1).
       x, x_1: the point, and E[x_1 | x_t = x].
 
+    Returns:
+      u, in float32 or better, of the shape of x.
+
     Raises:
       ValueError: for a time that is known and not in [0, 1), or points of different shapes.
+
+    >>> velocity_to(linear, 0.5, jnp.array([1.0]), jnp.array([3.0])).tolist()
+    [4.0]
     """
     check_times(before_end=True, t=t)
     x, x_1 = as_float("x", x), as_float("x_1", x_1)
@@ -219,6 +229,10 @@ def closed_form_velocity(
 
     Raises:
       ValueError: for data that are not points or not finite, or another source or chunk than `posterior` accepts.
+
+    >>> velocity = jax.jit(closed_form_velocity(jnp.array([[1.0], [3.0]])))
+    >>> velocity(0.0, jnp.zeros(1)).round().tolist()
+    [2.0]
     """
     source, chunk = check_source(source), check_count("chunk", chunk)
     points = as_points("data", data, any_event=True)

@@ -11,13 +11,23 @@ __all__ = ["independent", "optimal_transport", "paired", "sinkhorn"]
 
 
 def independent(key: Array, x_0: Shaped[Array, "n dim"], x_1: Shaped[Array, "n dim"]) -> Int[Array, " n"]:
-    """Any source with any target."""
+    """Any source with any target.
+
+    >>> points = jnp.zeros((4, 2))
+    >>> sorted(independent(jax.random.key(0), points, points).tolist())
+    [0, 1, 2, 3]
+    """
     _same_shape(x_0, x_1)
     return jax.random.permutation(key, len(x_0))
 
 
 def paired(x_0: Shaped[Array, "n dim"], x_1: Shaped[Array, "n dim"]) -> Int[Array, " n"]:
-    """Each source with the target of its own row, as they came."""
+    """Each source with the target of its own row, as they came.
+
+    >>> points = jnp.zeros((4, 2))
+    >>> paired(points, points).tolist()
+    [0, 1, 2, 3]
+    """
     _same_shape(x_0, x_1)
     return jnp.arange(len(x_0))
 
@@ -41,6 +51,9 @@ def optimal_transport(x_0, x_1, cond=None, *, block: int = 256) -> np.ndarray:
 
     Raises:
       ValueError: for points of different shapes or not finite, conditions of another number, or a block below 1.
+
+    >>> optimal_transport(jnp.array([[0.0], [10.0]]), jnp.array([[11.0], [1.0]])).tolist()
+    [1, 0]
     """
     from scipy.optimize import linear_sum_assignment  # on first use: it takes a fifth of a second
 
@@ -76,9 +89,16 @@ def sinkhorn(
       x_0, x_1: points [n, dim].
       epsilon: in units of the mean squared distance; towards 0 the plan becomes the exact one.
 
+    Returns:
+      index, int [n].
+
     Raises:
       ImportError: without ott-jax.
       ValueError: for points of different shapes, or an epsilon that is not positive.
+
+    >>> x_0, x_1 = jnp.array([[0.0], [10.0]]), jnp.array([[11.0], [1.0]])
+    >>> sinkhorn(jax.random.key(0), x_0, x_1).tolist()  # doctest: +SKIP
+    [1, 0]
     """
     x_0, x_1 = as_points("x_0", x_0), as_points("x_1", x_1)
     _same_shape(x_0, x_1)

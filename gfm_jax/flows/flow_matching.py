@@ -87,7 +87,7 @@ def flow_matching(
     >>> import gfm_jax as gfm, jax
     >>> flow = gfm.flow_matching(gfm.networks.TimeMLP((16,)))
     >>> data = 3 + 0.1 * jax.random.normal(jax.random.key(0), (100, 2))
-    >>> params, info = gfm.fit(jax.random.key(1), flow, data, num_steps=5)
+    >>> params, info = gfm.fit(jax.random.key(1), flow, data, num_steps=3)
     >>> gfm.sample(jax.random.key(2), flow, params, 7).shape
     (7, 2)
 
@@ -181,6 +181,14 @@ def empirical_flow_matching(
 
     Returns:
       A flow, as `flow_matching` makes it.
+
+    Raises:
+      ValueError: as `flow_matching`; in `fit` for an M out of range, or more than the data set has without replacement.
+
+    >>> import gfm_jax as gfm
+    >>> flow = gfm.empirical_flow_matching(gfm.networks.TimeMLP((16,)), 32, batch_size=16)
+    >>> dict(flow.learner.config.choices)["targets"]
+    EmpiricalTargets(num_reference_points=32, sharing='shared', replacement=False)
 
     On the closed form of flow matching, arXiv 2506.03719, Algorithm 2.
     """

@@ -28,8 +28,15 @@ def interpolate(
       t: flow time in [0, 1].
       x_0, x_1: source and target, of one shape; computed with in float32 or better.
 
+    Returns:
+      The sample of the path: t, x_t, its velocity dx_t, x_0 and x_1.
+
     Raises:
       ValueError: for points of different shapes, or more than one time.
+
+    >>> path = interpolate(linear, 0.25, jnp.array([0.0]), jnp.array([4.0]))
+    >>> path.x_t.tolist(), path.dx_t.tolist()
+    ([1.0], [4.0])
     """
     x_0, x_1 = as_float("x_0", x_0), as_float("x_1", x_1)
     t = as_float("t", t).astype(jnp.result_type(x_0, x_1))

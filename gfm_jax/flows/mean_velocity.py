@@ -25,6 +25,12 @@ def flow_map_step(
       s, t: the two times, s <= t.
       x: the point at s.
       mean_velocity: v_{s,t}(x).
+
+    Returns:
+      X_{s,t}(x), of the shape of x.
+
+    >>> flow_map_step(0.0, 0.5, jnp.array([1.0]), jnp.array([4.0])).tolist()
+    [3.0]
     """
     return x + (t - s) * mean_velocity
 
@@ -36,6 +42,12 @@ def velocity_of(flow_map: Callable[[Array, Array, Array], Array], t: Shaped[Arra
       flow_map: `(s, t, x) -> X_{s,t}(x)`.
       t: the time.
       x: the point.
+
+    Returns:
+      b_t(x), of the shape of x.
+
+    >>> velocity_of(lambda s, t, x: x * jnp.exp(t - s), 0.5, jnp.array([2.0])).tolist()
+    [2.0]
     """
     t = as_float("t", t)
     return jax.jvp(lambda later: flow_map(t, later, x), (t,), (jnp.ones_like(t),))[1]

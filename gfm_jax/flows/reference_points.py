@@ -16,8 +16,16 @@ def distinct(key: Array, num: int, count: int) -> Int[Array, " count"]:
 
     By Floyd's algorithm: its cost grows with the square of `count`, and not at all with `num`.
 
+    Args:
+      key: randomness.
+      num: the integers are those of 0..num-1.
+      count: how many, 0..num.
+
     Raises:
       ValueError: for a count that is not in 0..num.
+
+    >>> sorted(distinct(jax.random.key(0), 5, 5).tolist())
+    [0, 1, 2, 3, 4]
     """
     if not 0 <= count <= num:
         raise ValueError(f"count: expected 0 to {num} different integers, got {count}")
@@ -62,6 +70,10 @@ def draw_reference_points(
     Raises:
       ValueError: for an M below 1 (below the batch size where it is shared), above num where no point may come twice, or for
         another word.
+
+    >>> own, reference = draw_reference_points(jax.random.key(0), 100, 4, 16)
+    >>> own.shape, reference.shape
+    ((4,), (16,))
     """
     if sharing not in ("per_sample", "shared"):
         raise ValueError(f"sharing: expected 'per_sample' or 'shared', got {sharing!r}")

@@ -60,6 +60,18 @@ def lagrangian(
       stop: "teacher" stops all of v_{t,t}(X), as written; "point" only the point at which it is looked at; "none" nothing.
       teacher: a velocity `(t, x)` in the place of v_{t,t}: frozen, it makes this Lagrangian map distillation (LMD). An exact
         one is steep off the path; weigh or clip it.
+
+    Returns:
+      The residual, of the shape of x.
+
+    Raises:
+      ValueError: for another word in `stop`.
+
+    >>> s, t, x = jnp.array(0.0), jnp.array(0.5), jnp.zeros(1)
+    >>> lagrangian(lambda s, t, x: (s + t) / 2 + 0 * x, s, t, x).tolist()  # the mean velocity of dx/dt = t
+    [0.0]
+    >>> lagrangian(lambda s, t, x: t + 0 * x, s, t, x).tolist()
+    [0.5]
     """
     _choose(stop, ("teacher", "point", "none"))
     teacher = teacher or (lambda t, x: v(t, t, x))
@@ -91,6 +103,18 @@ def eulerian(
         all but v_{s,t} itself: v - sg(w + (t - s) dv/ds along the flow), of the opposite sign. "none" stops nothing.
       teacher: a velocity `(t, x)` in the place of v_{s,s}: frozen, it makes this Eulerian map distillation (EMD).
       tangent: a vector in the place of v_{s,s}(x). The velocity dx_s of the path, with "bracket", makes this Mean Flow.
+
+    Returns:
+      The residual, of the shape of x.
+
+    Raises:
+      ValueError: for another word in `stop`.
+
+    >>> s, t, x = jnp.array(0.0), jnp.array(0.5), jnp.zeros(1)
+    >>> eulerian(lambda s, t, x: (s + t) / 2 + 0 * x, s, t, x).tolist()  # the mean velocity of dx/dt = t
+    [0.0]
+    >>> eulerian(lambda s, t, x: t + 0 * x, s, t, x).tolist()
+    [-0.5]
 
     arXiv 2505.18825, Eulerian self-distillation; Mean Flow is arXiv 2505.13447.
     """
@@ -132,6 +156,18 @@ def progressive(
       x: the point at s.
       gamma: in [0, 1]: 1/2 for the midpoint (PSD-M), uniform for PSD-U.
       stop: "teacher" stops both shorter steps; "point" only the point between them; "none" nothing.
+
+    Returns:
+      The residual, of the shape of x.
+
+    Raises:
+      ValueError: for another word in `stop`.
+
+    >>> s, t, x = jnp.array(0.0), jnp.array(0.5), jnp.zeros(1)
+    >>> progressive(lambda s, t, x: (s + t) / 2 + 0 * x, s, t, x).tolist()  # the mean velocity of dx/dt = t
+    [0.0]
+    >>> progressive(lambda s, t, x: t + 0 * x, s, t, x).tolist()
+    [0.125]
     """
     _choose(stop, ("teacher", "point", "none"))
     u = gamma * s + (1 - gamma) * t
@@ -151,7 +187,19 @@ def mean_flow_error(
     *,
     stop: Literal["teacher", "velocity", "bracket", "none"] = "bracket",
 ) -> Float[Array, "*event"]:
-    r"""The Eulerian residual with dx, the velocity of the path at s, for v_{s,s}(x): Mean Flow, arXiv 2505.13447."""
+    r"""The Eulerian residual with dx, the velocity of the path at s, for v_{s,s}(x): Mean Flow, arXiv 2505.13447.
+
+    Args:
+      v, s, t, x, stop: as in `eulerian`.
+      dx: dx_s, of the shape of x.
+
+    Returns:
+      The residual, of the shape of x.
+
+    >>> s, t, x = jnp.array(0.0), jnp.array(0.5), jnp.zeros(1)
+    >>> mean_flow_error(lambda s, t, x: (s + t) / 2 + 0 * x, s, t, x, dx=s + 0 * x).tolist()  # of dx/dt = t
+    [0.0]
+    """
     return eulerian(v, s, t, x, stop=stop, tangent=dx)
 
 
@@ -207,7 +255,15 @@ def check_residual(residual: Residual) -> None:
 def weighted_square(
     residual: Float[Array, "*batch dim"], log_weight: Float[Array, "*batch"] | float = 0.0
 ) -> Float[Array, "*batch"]:
-    r"""exp(-w) |r|^2 + w: the squared residual, and, where w(s, t) is learned, in units of what it usually is."""
+    r"""exp(-w) |r|^2 + w: the squared residual, and, where w(s, t) is learned, in units of what it usually is.
+
+    Args:
+      residual: r, of each point.
+      log_weight: w, of each point or of all.
+
+    >>> weighted_square(jnp.array([[3.0, 4.0]])).tolist()
+    [25.0]
+    """
     return jnp.exp(-log_weight) * jnp.sum(residual**2, axis=-1) + log_weight
 
 

@@ -20,7 +20,11 @@ class GaussianSource(NamedTuple):
 
 
 def unit_gaussian(like: Float[Array, " dim"]) -> GaussianSource:
-    """N(0, I), in as many dimensions as the point has."""
+    """N(0, I), in as many dimensions as the point has.
+
+    >>> unit_gaussian(jnp.ones(2)).factor.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     return GaussianSource(jnp.zeros_like(like), jnp.eye(len(like), dtype=like.dtype))
 
 
@@ -30,8 +34,15 @@ def fit_gaussian(points: Shaped[Array | np.ndarray, "num dim"]) -> GaussianSourc
     Args:
       points: at least two, of any real dtype.
 
+    Returns:
+      The Gaussian; its covariance is that of numpy.cov, over num - 1.
+
     Raises:
       ValueError: for fewer points, or some that are not finite.
+
+    >>> source = fit_gaussian(jnp.array([[1.0], [3.0]]))
+    >>> float(source.mean[0]), round(float(source.factor[0, 0] ** 2), 3)  # mean and variance
+    (2.0, 2.0)
     """
     points = as_points("points", points, least=2)
     check_finite("points", points)
@@ -55,8 +66,17 @@ def draw_gaussian(
       num: how many points, at least 1.
       temperature: T, at least 0.
 
+    Returns:
+      The points, [num, dim].
+
     Raises:
       ValueError: for a number below 1 or a negative temperature.
+
+    >>> source = GaussianSource(jnp.array([1.0, 2.0]), jnp.eye(2))
+    >>> draw_gaussian(jax.random.key(0), source, 5).shape
+    (5, 2)
+    >>> draw_gaussian(jax.random.key(0), source, 1, temperature=0.0).tolist()
+    [[1.0, 2.0]]
     """
     num = check_count("num", num)
     if not is_traced(temperature) and not 0 <= temperature < np.inf:

@@ -26,8 +26,16 @@ def flow_matching_loss(
       path: the samples.
       weight: omega: a number, one for each sample, or one for each coordinate of each sample.
 
+    Returns:
+      The mean over samples and coordinates.
+
     Raises:
       ValueError: for a velocity of another shape, or weights that are not led by the samples.
+
+    >>> from gfm_jax.flows import interpolate
+    >>> path = interpolate(linear, 0.5, jnp.zeros(2), jnp.array([2.0, 0.0]))
+    >>> float(flow_matching_loss(jnp.zeros(2), path))
+    2.0
     """
     velocity, dx_t, weight = as_float("velocity", velocity), as_float("path", path.dx_t), as_float("weight", weight)
     if velocity.shape != dx_t.shape:
@@ -60,8 +68,16 @@ def empirical_path(
       interpolant: the pair (alpha, beta).
       source: mean and standard deviation of the Gaussian source.
 
+    Returns:
+      The path with the mean velocities as its dx_t.
+
     Raises:
       ValueError: for reference points of another number of sets or another dimension.
+
+    >>> from gfm_jax.flows import interpolate
+    >>> path = jax.tree.map(lambda leaf: leaf[None], interpolate(linear, 0.0, jnp.zeros(1), jnp.array([3.0])))
+    >>> path.dx_t.tolist(), jax.jit(empirical_path)(path, jnp.array([[1.0], [3.0]])).dx_t.round().tolist()
+    ([[3.0]], [[2.0]])
     """
 
     reference_points = as_float("reference_points", reference_points)

@@ -20,7 +20,11 @@ COPY = 0.5  # of the distance to the second nearest: a sample that is closer to 
 def nearest_distance(
     samples: Shaped[Array | np.ndarray, "num dim"], data: Shaped[Array | np.ndarray, "others dim"], chunk: int = 256
 ) -> Float[Array, " num"]:
-    """Euclidean distance from each sample to the nearest point of a data set, as `nearest` finds it."""
+    """Euclidean distance from each sample to the nearest point of a data set, as `nearest` finds it.
+
+    >>> nearest_distance(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 0.0], [30.0, 0.0]])).round().tolist()
+    [5.0]
+    """
     return nearest(samples, data, 1, chunk=chunk)[0][:, 0]
 
 
@@ -40,8 +44,15 @@ def nearest(
       count: how many, at least 1 and at most as many as there are data.
       chunk: samples at a time.
 
+    Returns:
+      Distances and indices, each [num, count].
+
     Raises:
       ValueError: for points of different dimensions or not finite, or fewer data than are asked for.
+
+    >>> distance, index = nearest(jnp.array([[1.0]]), jnp.array([[9.0], [0.0], [3.0]]))
+    >>> distance.round().tolist(), index.tolist()
+    ([[1.0, 2.0]], [[1, 2]])
     """
     samples, data = as_points("samples", samples), as_points("data", data)
     count, chunk = check_count("count", count), check_count("chunk", chunk)
@@ -158,6 +169,12 @@ def audit(
     Raises:
       ValueError: for too few networks, networks of different sizes or not finite, a zoo of copies, or tasks that are missing or
         of another number.
+
+    >>> train, held_out = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    >>> apply, score = lambda w: w.reshape(2, 2), lambda outputs, task: (outputs.argmax(-1) == 0).mean()
+    >>> found = audit(train, train, held_out, apply, score, others={})  # samples that are training networks
+    >>> found.verdict, float(found.copies.mean())
+    ('copies', 1.0)
     """
     if taken := {"samples", "train", "held_out", "trained", "round trip of held-out networks"} & set(others):
         raise ValueError(f"others: expected names of their own, got {', '.join(sorted(taken))}")

@@ -68,7 +68,16 @@ def _given(cond, num, where):
 
 
 def random(init: Callable[[Array], Array]) -> Generator:
-    """Initial weights, `init(key) -> w [dim]`, that nobody trained."""
+    """Initial weights, `init(key) -> w [dim]`, that nobody trained.
+
+    Args:
+      init: the law of initial weights.
+
+    >>> generator, zoo = random(lambda key: jax.random.normal(key, (3,))), jax.random.normal(jax.random.key(2), (8, 3))
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 5).shape
+    (5, 3)
+    """
     return _from_zoo("random", lambda key, zoo, num, cond: _init_all(init, jax.random.split(key, num)), init=init)
 
 
@@ -79,15 +88,29 @@ def _init_all(init, keys):
 
 
 def mean() -> Generator:
-    """The mean of the zoo, for every condition the same."""
+    """The mean of the zoo, for every condition the same.
+
+    >>> generator, zoo = mean(), jnp.array([[0.0, 4.0], [2.0, 0.0]])
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 2).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
+    """
     return _from_zoo("mean", lambda key, zoo, num, cond: jnp.tile(zoo.weights.mean(0), (num, 1)))
 
 
 def soup(num_mixed: int = 16) -> Generator:
     """The mean of a few networks, drawn afresh for each.
 
+    Args:
+      num_mixed: how many, all different, at least 1.
+
     Raises:
       ValueError: for a number below 1; in `generate` for more than there are networks.
+
+    >>> generator, zoo = soup(2), jnp.array([[0.0, 4.0], [2.0, 0.0]])
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 1).tolist()
+    [[1.0, 2.0]]
     """
     num_mixed = check_count("num_mixed", num_mixed)
 
@@ -106,7 +129,14 @@ def _mix(num_mixed, keys, weights):
 
 
 def interpolation() -> Generator:
-    """A point on the segment between two networks, uniform on it; of a zoo of at least 2."""
+    """A point on the segment between two networks, uniform on it; of a zoo of at least 2.
+
+    >>> generator, zoo = interpolation(), jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> w = generator.generate(jax.random.key(1), params, 3)
+    >>> (w[:, 1] / w[:, 0]).round().tolist()
+    [2.0, 2.0, 2.0]
+    """
 
     def draw(key, zoo, num, cond):
         key_pair, key_place = jax.random.split(key)
@@ -120,8 +150,17 @@ def interpolation() -> Generator:
 def perturbation(scale: float = 0.1) -> Generator:
     """A network of the zoo and noise, whose deviation in every weight is `scale` times the zoo's own; of a zoo of at least 2.
 
+    Args:
+      scale: at least 0; 0 for the networks as they are.
+
     Raises:
       ValueError: for a negative scale; in `fit` for a zoo of one network, which has no deviation.
+
+    >>> generator, zoo = perturbation(0.1), jnp.array([[0.0, 5.0], [2.0, 5.0]])  # the last weight never varies
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> w = generator.generate(jax.random.key(1), params, 3)
+    >>> w.shape, w[:, 1].tolist()
+    ((3, 2), [5.0, 5.0, 5.0])
     """
     if not 0 <= scale < np.inf:
         raise ValueError(f"scale: expected at least 0, got {scale}")
@@ -135,7 +174,17 @@ def perturbation(scale: float = 0.1) -> Generator:
 
 
 def retrieval() -> Generator:
-    """The network of the zoo whose condition is nearest, each number of it in units of its deviation."""
+    """The network of the zoo whose condition is nearest, each number of it in units of its deviation.
+
+    Raises:
+      ValueError: in `generate` where the fit had no conditions, or for conditions that are missing, of another number or of
+        another length.
+
+    >>> generator, zoo = retrieval(), (jnp.array([[1.0], [3.0], [5.0]]), jnp.array([[0.0], [1.0], [2.0]]))
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 1, jnp.array([[1.8]])).tolist()
+    [[5.0]]
+    """
 
     def draw(key, zoo, num, cond):
         if zoo.cond is None:
@@ -152,7 +201,20 @@ def _retrieve(zoo, cond):
 
 
 def gaussian(codec: Codec) -> Generator:
-    """Codes of the Gaussian that has the zoo's mean and covariance: what a flow has to beat."""
+    """Codes of the Gaussian that has the zoo's mean and covariance: what a flow has to beat.
+
+    Args:
+      codec: from weights to codes.
+
+    Raises:
+      ValueError: in `fit` for a zoo of one network.
+
+    >>> from gfm_jax.weights import identity
+    >>> generator, zoo = gaussian(identity()), jax.random.normal(jax.random.key(2), (8, 3))
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 5).shape
+    (5, 3)
+    """
 
     def fit_codes(key, data, *, folder, progress):
         params, codes = _codes(codec, key, as_zoo(data, least=2))
@@ -165,7 +227,21 @@ def gaussian(codec: Codec) -> Generator:
 
 
 def ridge(codec: Codec, strength: float = 1.0) -> Generator:
-    """Codes that are linear in the condition, by scikit-learn's ridge regression: one network for each condition."""
+    """Codes that are linear in the condition, by scikit-learn's ridge regression: one network for each condition.
+
+    Args:
+      codec: from weights to codes.
+      strength: of the penalty on squared coefficients, at least 0.
+
+    Raises:
+      ValueError: in `fit` and `generate` for conditions that are missing, of another number or of another length.
+
+    >>> from gfm_jax.weights import identity
+    >>> generator, zoo = ridge(identity(), strength=0.0), (jnp.array([[1.0], [3.0], [5.0]]), jnp.array([[0.0], [1.0], [2.0]]))
+    >>> params, _ = fit(jax.random.key(0), generator, zoo)
+    >>> generator.generate(jax.random.key(1), params, 1, jnp.array([[3.0]])).round().tolist()
+    [[7.0]]
+    """
 
     def fit_codes(key, data, *, folder, progress):
         from sklearn.linear_model import Ridge  # on first use: it takes a second
@@ -201,6 +277,13 @@ def hypernetwork(
     Raises:
       ValueError: for a number of steps below 1 or a rate that is not positive; in `fit` and `generate` for conditions that are
         missing, of another number or of another length.
+
+    >>> from gfm_jax.weights import identity
+    >>> generator = hypernetwork(identity(), MLP((8, 3)), num_steps=2)
+    >>> zoo, cond = jax.random.normal(jax.random.key(0), (8, 3)), jnp.eye(8)
+    >>> params, _ = fit(jax.random.key(1), generator, (zoo, cond))
+    >>> generator.generate(jax.random.key(2), params, 8, cond).shape
+    (8, 3)
     """
 
     num_steps = check_count("num_steps", num_steps)

@@ -31,6 +31,15 @@ def canonical(symmetry: Symmetry, *, rounds: int = 3) -> Codec:
 
     Returns:
       A codec from weights to weights; decoding leaves them as they are.
+
+    Raises:
+      ValueError: in `fit` for weights that are not [num, dim], not finite or not of the symmetry's network.
+
+    >>> from gfm_jax.weights import Family
+    >>> symmetry = Symmetry(((2,), (2,)), (Family(2, ((0, 0), (1, 0)), ()),))  # two units, each with a weight in and one out
+    >>> reference = jnp.array([1.0, 2.0, 3.0, 4.0])  # as a fit finds it
+    >>> canonical(symmetry).encode(reference, jnp.array([3.0, 0.0, 5.0, 2.0])).tolist()
+    [0.0, 3.0, 2.0, 5.0]
     """
 
     def fit_to(key, weights, *, folder, progress) -> Float[Array, " dim"]:
@@ -58,6 +67,18 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
 
     one unit and rescaling after the other, n_p being the squared weights of the unit at place p. The problem is convex, so that
     the result does not depend on how the weights were scaled. A unit without any incoming or any outgoing weight stays.
+
+    Args:
+      symmetry: of the network.
+      weights: of one network, flat.
+
+    Returns:
+      The weights, of the same function, in float32 or better.
+
+    >>> from gfm_jax.weights import Family
+    >>> symmetry = Symmetry(((1,), (1,)), (Family(1, ((0, 0), (1, 0)), ((1.0, -1.0),)),))  # w_2 relu(w_1 x)
+    >>> balance(symmetry, jnp.array([4.0, 1.0])).round().tolist()
+    [2.0, 2.0]
     """
     weights = wide(weights)
     if not any(family.exponents for family in symmetry.families):
@@ -107,6 +128,14 @@ def match(
       reference: weights to be near to.
       weights: of one network.
       sweeps: over all families, after the first.
+
+    Returns:
+      The weights, of the same function.
+
+    >>> from gfm_jax.weights import Family
+    >>> symmetry = Symmetry(((2,), (2,)), (Family(2, ((0, 0), (1, 0)), ()),))  # two units, each with a weight in and one out
+    >>> match(symmetry, jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([3.0, 0.0, 5.0, 2.0])).tolist()
+    [0.0, 3.0, 2.0, 5.0]
     """
     size, reference = power_of_two(wide(weights)), wide(reference)
     targets, leaves = leaves_of(symmetry, reference / power_of_two(reference)), leaves_of(symmetry, weights)

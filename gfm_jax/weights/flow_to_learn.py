@@ -82,6 +82,13 @@ def flow_to_learn(
         optimal transport with conditions but no groups; in `generate` for a temperature that is negative, or not 1 with a
         source that is no Gaussian.
 
+    >>> import gfm_jax as gfm
+    >>> flow = gfm.with_defaults(gfm.flow_map(gfm.networks.TimeMLP((16,))), num_steps=3)
+    >>> generator, zoo = flow_to_learn(gfm.weights.identity(), flow), jax.random.normal(jax.random.key(0), (50, 2))
+    >>> params, _ = gfm.fit(jax.random.key(1), generator, zoo)
+    >>> gfm.sample(jax.random.key(2), generator, params, 10).shape
+    (10, 2)
+
     Flow to learn, arXiv 2503.19371.
     """
     if not (callable(source) or source in ("gaussian", "fitted")):

@@ -32,7 +32,11 @@ class Components(NamedTuple):
 
 
 def identity() -> Codec:
-    """z = w."""
+    """The weights themselves as codes: z = w.
+
+    >>> identity().encode((), jnp.array([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
 
     def fit_to(key, weights, *, folder, progress):
         check_weights(weights, 1)
@@ -51,6 +55,11 @@ def standardized(by_coordinate: bool = False) -> Codec:
 
     Returns:
       A codec; its fit raises ValueError for fewer than two networks.
+
+    >>> codec, zoo = standardized(), jnp.array([[1.0], [5.0]])  # of mean 3 and deviation 2
+    >>> params, _ = fit(jax.random.key(0), codec, zoo)
+    >>> codec.encode(params, zoo[1]).round().tolist()
+    [1.0]
     """
 
     def fit_to(key, weights, *, folder, progress):
@@ -78,6 +87,12 @@ def pca(num_codes: int, *, whiten: bool = True) -> Codec:
 
     Returns:
       A codec; its fit raises ValueError for no more networks than components, or fewer weights.
+
+    >>> codec, zoo = pca(1), jnp.array([[0.0, 0.0], [1.0, 2.0], [3.0, 6.0]])  # on a line
+    >>> params, _ = fit(jax.random.key(0), codec, zoo)
+    >>> code = codec.encode(params, zoo[2])
+    >>> code.shape, codec.decode(params, code).round().tolist()
+    ((1,), [3.0, 6.0])
     """
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1 component, got {num_codes}")
@@ -110,7 +125,13 @@ def pca(num_codes: int, *, whiten: bool = True) -> Codec:
 
 
 def chain(*codecs: Codec) -> Codec:
-    """One codec after the other, each fitted to the codes of those before it."""
+    """One codec after the other, each fitted to the codes of those before it.
+
+    >>> codec, zoo = chain(identity(), standardized()), jnp.array([[1.0], [5.0]])  # of mean 3 and deviation 2
+    >>> params, _ = fit(jax.random.key(0), codec, zoo)
+    >>> codec.encode(params, zoo[1]).round().tolist()
+    [1.0]
+    """
 
     def fit_all(key, weights, *, folder, progress):
         params, last = [], len(codecs) - 1

@@ -48,6 +48,11 @@ def low_rank(layout: Layout, backbone: Float[Array, " dim"], rank: int) -> Codec
     Raises:
       ValueError: for a rank below 1, or a backbone or weights of another size than the layout's.
 
+    >>> codec = low_rank(Layout(("dense/kernel",), ((4, 4),)), jnp.zeros(16), rank=1)
+    >>> z = codec.encode((), jnp.ones(16))  # a matrix of rank 1
+    >>> z.shape, codec.decode((), z).round().tolist()[:2]
+    ((8,), [1.0, 1.0])
+
     Low-rank adaptation, arXiv 2106.09685.
     """
     if rank < 1:

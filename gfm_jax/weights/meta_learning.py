@@ -38,6 +38,17 @@ def adapted(
 
     Returns:
       The generator; its `generate` needs `support=`, examples led by [num], one set for each network.
+
+    Raises:
+      ValueError: for a negative number of steps; in `generate` for support sets of another number than networks.
+
+    >>> from gfm_jax import fit
+    >>> from gfm_jax.weights import baselines
+    >>> loss = lambda w, target: jnp.sum((w - target) ** 2) / 2
+    >>> method = adapted(baselines.random(lambda key: jnp.zeros(1)), loss, optax.sgd(0.5), num_steps=2)
+    >>> params, _ = fit(jax.random.key(0), method, jnp.ones((8, 1)))
+    >>> method.generate(jax.random.key(1), params, 2, support=jnp.array([[4.0], [8.0]])).tolist()  # 0, 2, 3 and 0, 4, 6
+    [[3.0], [6.0]]
     """
 
     num_steps = check_count("num_steps", num_steps, least=0)
@@ -87,6 +98,14 @@ def maml(
     Raises:
       ValueError: for fewer than one inner step, or an inner rate that is not positive.
 
+    >>> from gfm_jax import fit
+    >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
+    >>> draw = lambda key, targets: (jax.random.choice(key, targets),) * 2  # support and query
+    >>> method = maml(lambda key: jnp.zeros(1), loss, draw, inner_steps=1, batch_size=4)
+    >>> params, info = fit(jax.random.key(0), method, jnp.array([[1.0], [3.0]]), num_steps=2)
+    >>> method.generate(jax.random.key(1), params, 5).shape
+    (5, 1)
+
     Model-agnostic meta-learning, arXiv 1703.03400, Algorithm 1.
     """
     objective = lambda w, after, query: loss(after, query)
@@ -109,6 +128,14 @@ def reptile(
     without a gradient through the steps, so that the gradient is w - U^k(w).
 
     Args, returns and raises: as `maml`; query sets are not looked at.
+
+    >>> from gfm_jax import fit
+    >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
+    >>> draw = lambda key, targets: (jax.random.choice(key, targets),) * 2  # support and query
+    >>> method = reptile(lambda key: jnp.zeros(1), loss, draw, inner_steps=1, batch_size=4)
+    >>> params, info = fit(jax.random.key(0), method, jnp.array([[1.0], [3.0]]), num_steps=2)
+    >>> method.generate(jax.random.key(1), params, 5).shape
+    (5, 1)
 
     On first-order meta-learning algorithms, arXiv 1803.02999, its batched version.
     """

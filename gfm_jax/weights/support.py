@@ -20,6 +20,13 @@ def label_codes(num_ways: int) -> Float[Array, "ways ways"]:
     Returns:
       The codes, as rows; they sum to zero.
 
+    Raises:
+      ValueError: for fewer than two labels.
+
+    >>> codes = label_codes(3)
+    >>> (2 * codes @ codes.T).round().tolist()
+    [[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0], [-1.0, -1.0, 2.0]]
+
     Context-aware meta-learning's equal-norm and equiangular vectors, as in arXiv 2503.19371.
     """
     if num_ways < 2:
@@ -56,6 +63,10 @@ def class_context(
 
     Raises:
       ValueError: for a support set that is empty, labels of another number, or labels out of range.
+
+    >>> features, labels = jnp.array([[2.0], [4.0]]), jnp.array([0, 1])
+    >>> class_context(features, labels, jnp.eye(2)).tolist()
+    [1.0, 0.5, 2.0, 0.5]
     """
     _check_support(features, labels, len(codes))
     with_one = jnp.concatenate([features, jnp.ones((len(features), 1), features.dtype)], axis=1)
@@ -75,6 +86,10 @@ def support_tokens(
 
     Raises:
       ValueError: as `class_context`.
+
+    >>> features, labels = jnp.array([[2.0], [4.0]]), jnp.array([0, 1])
+    >>> support_tokens(features, labels, jnp.eye(2)).tolist()
+    [2.0, 1.0, 0.0, 4.0, 0.0, 1.0]
     """
     _check_support(features, labels, len(codes))
     return jnp.concatenate([features, codes[labels].astype(features.dtype)], axis=1).ravel()

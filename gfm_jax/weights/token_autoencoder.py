@@ -70,6 +70,11 @@ def token_autoencoder(
       ValueError: for no layout, layouts of different layers, a number of functions that differs from that of layouts, as
         `autoencoder`; in `fit` for weights of another number of kinds or another size.
 
+    >>> layouts = [Layout(("in/kernel", "out/kernel"), ((2, width), (width, 1))) for width in (3, 4)]
+    >>> small, large = token_autoencoder(layouts, 16)
+    >>> dict(large.learner.config.choices)["token_size"]  # the last unit of the larger has 4 weights
+    4
+
     Tokens for weights as in scalable hyper-representations, arXiv 2406.09997.
     """
     check_codec(num_codes, None if outputs is None else outputs[0], inputs)

@@ -38,8 +38,15 @@ def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
       layout: of the flat weights.
       size: of a token; by default as many weights as the largest unit has.
 
+    Returns:
+      Which weights make which token.
+
     Raises:
       ValueError: for a size below 1.
+
+    >>> layout = Layout(("hidden_0/bias", "hidden_0/kernel"), ((3,), (2, 3)))
+    >>> tokens_of(layout).index.tolist()  # of each of three units its bias and its two incoming weights
+    [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     """
     if size is not None and size < 1:
         raise ValueError(f"size: expected at least 1, got {size}")
@@ -66,12 +73,22 @@ def tokens_of(layout: Layout, size: int | None = None) -> Tokens:
 
 
 def to_tokens(tokens: Tokens, weights: Float[Array, " dim"]) -> Float[Array, "num size"]:
-    """The tokens of one network."""
+    """The tokens of one network.
+
+    >>> tokens = tokens_of(Layout(("kernel",), ((2, 3),)))
+    >>> to_tokens(tokens, jnp.arange(6.0)).tolist()
+    [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    """
     return jnp.where(tokens.index >= 0, weights[tokens.index], 0)
 
 
 def from_tokens(tokens: Tokens, vectors: Float[Array, "num size"]) -> Float[Array, " dim"]:
-    """The weights that the tokens stand for: the inverse of `to_tokens`."""
+    """The weights that the tokens stand for: the inverse of `to_tokens`.
+
+    >>> tokens = tokens_of(Layout(("kernel",), ((2, 3),)))
+    >>> from_tokens(tokens, jnp.array([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]])).tolist()
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
     real = tokens.index >= 0
     order = np.argsort(tokens.index[real])
     return vectors[np.nonzero(real)][order]

@@ -51,6 +51,15 @@ def tune_through_solver(
     Raises:
       ValueError: for no flow, a number outside its range; in the call, for a source that is not Gaussian, or conditions that
         are not those of the fit.
+
+    >>> import gfm_jax as gfm
+    >>> flow = gfm.with_defaults(gfm.flow_map(gfm.networks.TimeMLP((16,))), num_steps=3)
+    >>> generator, zoo = gfm.flow_to_learn(gfm.weights.identity(), flow), jax.random.normal(jax.random.key(0), (50, 2))
+    >>> params, _ = gfm.fit(jax.random.key(1), generator, zoo)
+    >>> tune = tune_through_solver(generator, lambda z, target: jnp.sum((z - target) ** 2), num_steps=2)
+    >>> tuned = tune(jax.random.key(2), params, jnp.ones(2))
+    >>> gfm.sample(jax.random.key(3), generator, tuned, 10).shape
+    (10, 2)
     """
     _check(learning_rate, num_steps=num_steps, batch_size=batch_size, num_solver_steps=num_solver_steps)
     if not is_traced(temperature) and not 0 <= temperature < jnp.inf:
@@ -111,6 +120,14 @@ def tune_by_adjoint_matching(
       ValueError: for a flow map or no flow at all, a number outside its range; in the call, as `tune_through_solver`, and for
         a source that is coupled to the codes: only from an independent Gaussian is there a diffusion with the flow's marginals
         that forgets where it started, and without that the law would be tilted by the value of the start as well.
+
+    >>> import gfm_jax as gfm
+    >>> flow = gfm.with_defaults(gfm.flow_matching(gfm.networks.TimeMLP((16,))), num_steps=3)
+    >>> generator, zoo = gfm.flow_to_learn(gfm.weights.identity(), flow), jax.random.normal(jax.random.key(0), (100, 2))
+    >>> params, _ = gfm.fit(jax.random.key(1), generator, zoo)
+    >>> tune = tune_by_adjoint_matching(generator, lambda z, target: z @ target, num_steps=2)
+    >>> generator.velocity(tune(jax.random.key(2), params, jnp.ones(2)), 0.5, jnp.zeros(2)).shape
+    (2,)
 
     Adjoint matching, arXiv 2409.08861; of weights, arXiv 2507.10623.
     """

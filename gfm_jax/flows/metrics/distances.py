@@ -32,8 +32,15 @@ def sliced_wasserstein(
       x, y: as many samples of each.
       num_directions: lines, at least 1.
 
+    Returns:
+      The distance, in the units of the samples.
+
     Raises:
       ValueError: for other numbers of samples, or some that are not finite.
+
+    >>> x = jnp.array([[0.0], [1.0]])
+    >>> round(float(jax.jit(sliced_wasserstein)(jax.random.key(0), x, x + 3)), 3)
+    3.0
     """
     x, y = _both(x, y, same_number=True)
     x, y, scale = _centred(x, y)
@@ -54,8 +61,14 @@ def exact_wasserstein(x, y) -> float:
     Args:
       x, y: as many samples of each, [num, dim].
 
+    Returns:
+      The distance, in the units of the samples.
+
     Raises:
       ValueError: for other numbers of samples, or some that are not finite.
+
+    >>> round(exact_wasserstein(jnp.array([[0.0], [1.0]]), jnp.array([[4.0], [3.0]])), 3)
+    3.0
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -89,6 +102,9 @@ def mmd(
 
     Raises:
       ValueError: for fewer samples, samples of different dimensions or not finite, or a bandwidth that is not positive.
+
+    >>> round(float(jax.jit(mmd)(jnp.zeros((5, 2)), jnp.full((4, 2), 9.0), 1.0)), 3)  # 1 + 1 - 2 exp(-81)
+    2.0
     """
     x, y = _both(x, y, least=2)
     if bandwidth is not None and not is_traced(bandwidth) and not 0 < bandwidth < np.inf:
@@ -121,8 +137,15 @@ def frechet(x: Shaped[Array | np.ndarray, "num dim"], y: Shaped[Array | np.ndarr
     Args:
       x, y: features, at least two samples of each.
 
+    Returns:
+      The squared distance.
+
     Raises:
       ValueError: for fewer samples, samples of different dimensions or not finite.
+
+    >>> x = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> round(float(jax.jit(frechet)(x, x + jnp.array([3.0, 0.0]))), 3)
+    9.0
     """
     x, y = _both(x, y, least=2)
     x, y, scale = _centred(x, y)

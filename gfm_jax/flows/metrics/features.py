@@ -67,9 +67,18 @@ def classifier_features(
       num_features: how many there are.
       num_steps, batch_size: of the fit, by Adam.
 
+    Returns:
+      The features, and the accuracy on what was held out.
+
     Raises:
       ValueError: for images that are not of that shape or not finite, or labels that are no integers from 0 or of another
         number.
+
+    >>> images, labels = jax.random.normal(jax.random.key(0), (8, 16)), jnp.arange(8) % 2
+    >>> held_out, choices = (images, labels), {"channels": (2,), "num_features": 5, "num_steps": 2}
+    >>> found = classifier_features(jax.random.key(1), images, labels, held_out, (4, 4, 1), **choices)
+    >>> found.extract(images).shape
+    (8, 5)
     """
     held, held_labels = held_out
     images, held = as_points("images", images), as_points("held_out", held)

@@ -81,6 +81,11 @@ def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree, check: bool
 
     Returns:
       The symmetry, of flat weights as `pytrees.ravel` makes them.
+
+    >>> apply = lambda w, x: jax.nn.relu(x @ w["in"]) @ w["out"]
+    >>> symmetry = find_symmetry(apply, {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 1))}, jnp.ones((4, 2)))
+    >>> [(family.size, family.places, len(family.exponents)) for family in symmetry.families]
+    [(3, ((0, 1), (1, 0)), 1)]
     """
     traced = trace_axes(apply, weights, *inputs)
     symmetry = _symmetry(traced)[0]
@@ -128,6 +133,10 @@ def find_relabeling(apply: Callable, weights: PyTree, *inputs: PyTree, check: bo
 
     Raises:
       ValueError: where the outputs are no units that can change places, or do not do so when it is tried.
+
+    >>> relabeling = find_relabeling(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.ones((4, 2)))
+    >>> relabeling.families[0].size, relabeling.families[0].places
+    (3, ((0, 1),))
     """
     traced = trace_axes(apply, weights, *inputs, relabel=True)
     symmetry, names = _symmetry(traced)
@@ -176,7 +185,18 @@ def _rescalings(degrees, relations):
 
 
 def act(symmetry: Symmetry, element: Element, weights: Float[Array, " dim"]) -> Float[Array, " dim"]:
-    """The weights with their units rescaled, then moved to their new places."""
+    """The weights with their units rescaled, then moved to their new places.
+
+    Args:
+      symmetry: of the network.
+      element: of the group, as `random_element` draws it.
+      weights: of one network, flat.
+
+    >>> symmetry = Symmetry(((2,), (2,)), (Family(2, ((0, 0), (1, 0)), ((1.0, -1.0),)),))  # two units of relu, in and out
+    >>> element = Element((jnp.array([1, 0]),), (jnp.log(jnp.array([[2.0, 1.0]])),))  # the first twice as large, then exchanged
+    >>> act(symmetry, element, jnp.array([1.0, 5.0, 6.0, 4.0])).round().tolist()
+    [5.0, 2.0, 4.0, 3.0]
+    """
     leaves = leaves_of(symmetry, weights)
     for family, order, log_scale in zip(symmetry.families, *element, strict=True):
         leaves = move(family, rescale(family, leaves, log_scale), order)
@@ -193,6 +213,14 @@ def change_of_outputs(
       key: randomness of the element.
       symmetry: as `find_symmetry` finds it.
       apply, weights, inputs: as it takes them, with arrays.
+
+    Returns:
+      The change, about the rounding of the dtype where the symmetry is one of the network.
+
+    >>> apply, weights, x = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], [jnp.ones((2, 3)), jnp.ones((3, 1))], jnp.ones((4, 2))
+    >>> symmetry = find_symmetry(apply, weights, x)
+    >>> round(float(change_of_outputs(jax.random.key(0), symmetry, apply, weights, x)), 3)
+    0.0
     """
     moved = unravel(weights, act(symmetry, random_element(key, symmetry), ravel(weights)))
     before, after = apply(weights, *inputs), apply(moved, *inputs)
@@ -200,12 +228,33 @@ def change_of_outputs(
 
 
 def relabel(relabeling: Symmetry, order: Int[Array, " outputs"], weights: Float[Array, " dim"]) -> Float[Array, " dim"]:
-    """Weights of the network whose output k is what output order[k] was."""
+    """Weights of the network whose output k is what output order[k] was.
+
+    Args:
+      relabeling: as `find_relabeling` finds it.
+      order: of the outputs, a permutation.
+      weights: of one network, flat.
+
+    >>> relabeling = Symmetry(((2, 3),), (Family(3, ((0, 1),), ()),))  # x @ w, of three outputs
+    >>> relabel(relabeling, jnp.array([2, 0, 1]), jnp.arange(6.0)).tolist()
+    [2.0, 0.0, 1.0, 5.0, 3.0, 4.0]
+    """
     return act(relabeling, Element((order,), (jnp.zeros((0, len(order))),)), weights)
 
 
 def random_element(key: Array, symmetry: Symmetry, spread: float = 1.0) -> Element:
-    """Uniform permutations, and factors whose logarithms are N(0, spread^2)."""
+    """Uniform permutations, and factors whose logarithms are N(0, spread^2).
+
+    Args:
+      key: randomness.
+      symmetry: of the network.
+      spread: deviation of the logarithms, at least 0; 0 for permutations alone.
+
+    >>> symmetry = Symmetry(((2,), (2,)), (Family(2, ((0, 0), (1, 0)), ((1.0, -1.0),)),))  # two units of relu, in and out
+    >>> element = random_element(jax.random.key(0), symmetry)
+    >>> sorted(element.order[0].tolist()), element.log_scale[0].shape
+    ([0, 1], (1, 2))
+    """
     keys = jax.random.split(key, (max(len(symmetry.families), 1), 2))
     pairs = list(zip(keys, symmetry.families, strict=False))
     orders = tuple(jax.random.permutation(k[0], family.size) for k, family in pairs)
