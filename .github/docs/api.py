@@ -17,7 +17,6 @@ ROOMS = {
     "gfm_jax.flows": "From noise to data, and back.",
     "gfm_jax.flows.metrics": "How far samples are from data.",
     "gfm_jax.weights": "Which weights for this task?",
-    "gfm_jax.weights.symmetry": "Networks that compute the same.",
     "gfm_jax.optimizers": "Integrators as optimizers.",
     "gfm_jax.optimizers.fields": "Optimizers as vector fields.",
     "gfm_jax.networks": "Networks of flax, of one point.",

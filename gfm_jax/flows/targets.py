@@ -17,9 +17,10 @@ def flow_matching_loss(
 ) -> Float[Array, ""]:
     r"""Conditional flow matching.
 
-    .. math:: E \; \omega \, | v_\theta(x_t, t) - \dot x_t |^2
+    .. math:: E \; \omega \, | v_\theta(x_t, t) - \dot x_t |^2 / d
 
-    Its minimiser is the conditional mean E[dx_t | x_t, t], the velocity of the marginals.
+    with the mean of the squares over the d coordinates. Its minimiser is the conditional mean E[dx_t | x_t, t], the velocity of
+    the marginals.
 
     Args:
       velocity: v_theta at (t, x_t), in the shape of `path.dx_t`.

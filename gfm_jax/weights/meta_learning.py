@@ -88,7 +88,8 @@ def maml(
 
     Args:
       init: `(key) -> w [dim]`.
-      loss, draw: as the head of this file says.
+      loss: `(w, examples) -> scalar`, of flat weights on a support set or a query set.
+      draw: `(key, data) -> (support, query)`, which draws a task.
       inner_rate, inner_steps: alpha and k.
       batch_size: tasks in a batch.
 
@@ -109,7 +110,9 @@ def maml(
     Model-agnostic meta-learning, arXiv 1703.03400, Algorithm 1.
     """
     objective = lambda w, after, query: loss(after, query)
-    return _initialisation("maml", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
+    return _initialisation(
+        "weights.meta_learning.maml", init, draw, loss, objective, inner_rate, inner_steps, batch_size
+    )
 
 
 def reptile(
@@ -127,7 +130,16 @@ def reptile(
 
     without a gradient through the steps, so that the gradient is w - U^k(w).
 
-    Args, returns and raises: as `maml`; query sets are not looked at.
+    Args:
+      init, loss, draw: as in `maml`; query sets are not looked at.
+      inner_rate, inner_steps: of gradient descent, above 0 and at least 1.
+      batch_size: tasks in a batch, at least 1.
+
+    Returns:
+      A generator of the one initialisation, fitted to the arrays that `draw` reads.
+
+    Raises:
+      ValueError: for fewer than one inner step, or an inner rate that is not positive.
 
     >>> from gfm_jax import fit
     >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
@@ -140,7 +152,9 @@ def reptile(
     On first-order meta-learning algorithms, arXiv 1803.02999, its batched version.
     """
     objective = lambda w, after, query: jnp.sum((w - jax.lax.stop_gradient(after)) ** 2) / 2
-    return _initialisation("reptile", init, draw, loss, objective, inner_rate, inner_steps, batch_size)
+    return _initialisation(
+        "weights.meta_learning.reptile", init, draw, loss, objective, inner_rate, inner_steps, batch_size
+    )
 
 
 def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps, batch_size):
@@ -162,7 +176,7 @@ def _initialisation(method, init, draw, loss, objective, inner_rate, inner_steps
         return jnp.mean(jax.vmap(one)(episodes)), {}
 
     config = config_of(
-        method, loss=loss, draw=draw, inner_rate=inner_rate, inner_steps=inner_steps, batch_size=batch_size
+        method, init=init, loss=loss, draw=draw, inner_rate=inner_rate, inner_steps=inner_steps, batch_size=batch_size
     )
     learner = Learner(lambda key, data: init(key), sample, mean_over_tasks, config, DEFAULTS)
     return Generator(learner, lambda key, w, num, cond=None: jnp.broadcast_to(w, (check_count("num", num), len(w))))
