@@ -80,7 +80,11 @@ class Config(NamedTuple):
 
 
 def config_of(method: str, **arguments: Any) -> Config:
-    """The config of a method and its choices: hashable values."""
+    """The config of a method and its choices: hashable values.
+
+    >>> config_of("flows.flow_map", num_steps=3)
+    Config(method='flows.flow_map', choices=(('num_steps', 3),))
+    """
     return Config(method, tuple(arguments.items()))
 
 

@@ -51,19 +51,49 @@ def _combination(
 
 
 def persistence() -> Forecaster:
-    """The last observed weights, w_n: hard to beat, and what every relative error is relative to."""
+    """The last observed weights, w_n: hard to beat, and what every relative error is relative to.
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(persistence(), (), run, until=8).weights.round().tolist()
+    [4.0, 8.0]
+    """
     return _combination("persistence", lambda prefix, horizon: jnp.zeros(len(prefix.step)).at[-1].set(1.0))
 
 
 def lawa(num_last: int | float = 5) -> Forecaster:
-    """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a fraction of the prefix."""
+    """The mean of the last `num_last` saves (latest weight averaging); below 1 it is a fraction of the prefix.
+
+    Args:
+      num_last: how many saves, or which fraction of them, above 0.
+
+    Raises:
+      ValueError: for 0 or less.
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(lawa(3), (), run, until=8).weights.round().tolist()
+    [3.0, 6.0]
+    """
     if num_last <= 0:
         raise ValueError(f"num_last: expected a number of saves, or a fraction of them below 1, got {num_last}")
     return _combination("lawa", lambda prefix, horizon: _last(prefix, num_last), num_last=num_last)
 
 
 def lawa_half_log(num_last: int = 5) -> Forecaster:
-    """The mean of the last saves, moved by half of what a line in log time predicts."""
+    """The mean of the last saves, moved by half of what a line in log time predicts.
+
+    Args:
+      num_last: how many saves, or which fraction of them, above 0.
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = 2 ** jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(lawa_half_log(3), (), run, until=64).weights.round().tolist()
+    [4.0, 8.0]
+    """
 
     def weights_of_saves(prefix, horizon):
         return _last(prefix, num_last) + 0.5 * _line(prefix, horizon, jnp.log, "time", start=1 / 4)
@@ -76,19 +106,45 @@ def linear(clock: str = "time") -> Forecaster:
 
     Args:
       clock: "time" (the sum of learning rates) or "step".
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(linear(), (), run, until=8).weights.round().tolist()
+    [8.0, 16.0]
     """
     line = lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2)
     return _combination("linear", line, clock=clock)
 
 
 def log_time(clock: str = "time") -> Forecaster:
-    """A least-squares line in the logarithm of the clock over the last three quarters, continued from w_n."""
+    """A least-squares line in the logarithm of the clock over the last three quarters, continued from w_n.
+
+    Args:
+      clock: "time" (the sum of learning rates) or "step".
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = 2 ** jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(log_time(), (), run, until=32).weights.round().tolist()
+    [5.0, 10.0]
+    """
     line = lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4)
     return _combination("log_time", line, clock=clock)
 
 
 def sqrt_time(clock: str = "time") -> Forecaster:
-    """A least-squares line in the square root of the clock over the last three quarters: diffusion, continued from w_n."""
+    """A least-squares line in the square root of the clock over the last three quarters: diffusion, continued from w_n.
+
+    Args:
+      clock: "time" (the sum of learning rates) or "step".
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5) ** 2, layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.sqrt(step), jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(sqrt_time(), (), run, until=25).weights.round().tolist()
+    [5.0, 10.0]
+    """
     line = lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4)
     return _combination("sqrt_time", line, clock=clock)
 
@@ -151,6 +207,15 @@ def exponential(rank: int = 3) -> Forecaster:
 
     .. math:: c(m) = c_n + d_n \, \rho \frac{1 - \rho^h}{1 - \rho}, \qquad
        \rho = \frac{\langle d_{k+1}, d_k \rangle}{\langle d_k, d_k \rangle}, \; h \text{ saves ahead}
+
+    Args:
+      rank: number of modes, at least 1.
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(exponential(), (), run, until=5).weights.round().tolist()
+    [1.0, 2.0]
     """
 
     def weights_of_saves(gram, prefix, horizon):
@@ -165,7 +230,14 @@ def exponential(rank: int = 3) -> Forecaster:
 
 
 def rank1() -> Forecaster:
-    """The leading mode of the displacements since w_0, continued along a least-squares line (RELEX, arXiv 2605.21468)."""
+    """The leading mode of the displacements since w_0, continued along a least-squares line (RELEX, arXiv 2605.21468).
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(rank1(), (), run, until=8).weights.round().tolist()
+    [8.0, 16.0]
+    """
 
     def weights_of_saves(gram, prefix, horizon):
         since_start = jnp.eye(len(gram)) - jnp.eye(len(gram))[:1]
@@ -182,8 +254,18 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
     .. math:: c_{k+1} = A c_k + b, \qquad (A, b) = \arg\min \sum_k |c_{k+1} - A c_k - b|^2, \qquad
        A \leftarrow A / \max(1, \rho(A))
 
-    over the saves from `start` (a fraction of the prefix) on, so that A is no expansion; its spectral radius rho(A) is the
-    64th root of the norm of the 64th power (arXiv 2006.02361, per tensor).
+    over the saves from `start` on, so that A is no expansion; its spectral radius rho(A) is the 64th root of the norm of the
+    64th power (arXiv 2006.02361, per tensor).
+
+    Args:
+      rank: number of modes of each tensor, at least 1.
+      start: fraction of the prefix from which on saves count, in [0, 1).
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(dmd(), (), run, until=5).weights.round().tolist()
+    [1.0, 2.0]
     """
 
     def weights_of_saves(gram, prefix, horizon):
@@ -232,7 +314,23 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     .. math:: \hat w_m = w_n + a\,(w_n - w_0) + b\,w_n
 
     fitted for each of `fractions` of a run that are observed; a forecast takes the nearest (LFD-2, arXiv
-    2505.02714; the errors of each run are relative to how far it moved). One weight in `every` is used in the regression.
+    2505.02714; the errors of each run are relative to how far it moved).
+
+    Args:
+      fractions: fractions of a run that are observed, each in (0, 1).
+      every: one weight in so many is used in the regression, at least 1.
+
+    Returns:
+      A forecaster, fitted by `fit(key, forecaster, runs)`; its parameters are (a, b) of each fraction.
+
+    Raises:
+      ValueError: for `every` below 1.
+
+    >>> from gfm_jax import forecast, layout_of
+    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> forecast(lfd2((0.5,)), jnp.array([[1.0, 0.0]]), run, until=8).weights.round().tolist()
+    [8.0, 16.0]
     """
     fractions = tuple(fractions)
     if every < 1:

@@ -30,6 +30,13 @@ def curvature_at(loss: Callable, weights: Float[Array, " dim"], metric: Float[Ar
       loss: `weights [dim] -> scalar`, twice differentiable.
       weights: where, w_n.
       metric: P, the positive diagonal by which the optimizer multiplies a gradient.
+
+    Returns:
+      The loss, its gradient, and the directions, [4, dim]; those that the Krylov space does not have are zero.
+
+    >>> found = curvature_at(lambda w: w[0] ** 2 + 2 * w[1] ** 2, jnp.ones(2), jnp.ones(2))
+    >>> found.gradient.tolist(), jnp.linalg.norm(found.krylov, axis=1).round().tolist()
+    ([2.0, 4.0], [1.0, 1.0, 0.0, 0.0])
     """
     return fast_in_loops(functools.partial(_curvature_at, loss))(weights, metric)
 

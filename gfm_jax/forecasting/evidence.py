@@ -106,6 +106,13 @@ def log_of_loss(loss: Float[Array, "*shape"], floor: float) -> Float[Array, "*sh
     r"""The logarithm of a loss, for losses of any sign: increasing, finite, continuous at 0.
 
     .. math:: \log(L + \epsilon) \; \text{for } L \ge 0, \qquad 2 \log \epsilon - \log(-L + \epsilon) \; \text{for } L < 0
+
+    Args:
+      loss: L, of any shape.
+      floor: epsilon, above 0: losses below it are hardly told apart.
+
+    >>> log_of_loss(jnp.array([1.0, 0.0, -1.0]), 1e-3).round().tolist()
+    [0.0, -7.0, -14.0]
     """
     log = jnp.log(jnp.abs(loss) + floor)
     return jnp.where(loss >= 0, log, 2 * np.log(floor) - log)

@@ -13,7 +13,7 @@ from gfm_jax.forecasting.names import KRYLOV, OF_UNITS, POOLED
 from gfm_jax.forecasting.validation import as_run, save_index
 from gfm_jax.pytrees import depths, output_axes, segment_ids
 
-__all__ = ["features_of", "line_weights", "observe"]
+__all__ = ["features_of", "from_first_motion", "line_weights", "observe"]
 
 STILL = 1e-5  # of its size: a clock that moves less over a stretch stands still to float32
 PACED = ("since_4_8", "since_7_8", "since_second_last")
@@ -31,6 +31,10 @@ def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) 
 
     Returns:
       a, which sums to zero; zeros where the clock stands still.
+
+    >>> clock, weights = jnp.array([0.0, 1.0, 2.0]), jnp.array([5.0, 8.0, 11.0])
+    >>> round(float(line_weights(clock, jnp.ones(3)) @ weights), 3)
+    3.0
     """
     # Since the last save and in units of the whole stretch, so that rounding and the unit of the clock do not matter.
     since_last = clock - clock[-1]
@@ -44,7 +48,15 @@ def line_weights(clock: Float[Array, " saves"], inside: Float[Array, " saves"]) 
 
 
 def from_first_motion(time: Float[Array, " saves"], seen: Bool[Array, " saves"]) -> Float[Array, " saves"]:
-    """Times from the first positive one on, whose logarithm is finite: as long as rates are 0 nothing moves."""
+    """Times from the first positive one on, whose logarithm is finite: as long as rates are 0 nothing moves.
+
+    Args:
+      time: of each save, from 0 on.
+      seen: which saves were observed.
+
+    >>> from_first_motion(jnp.array([0.0, 0.0, 2.0, 3.0]), jnp.ones(4, bool)).tolist()
+    [2.0, 2.0, 2.0, 3.0]
+    """
     first = jnp.where(seen & (time > 0), time, time.max()).min()
     return jnp.maximum(time, jnp.where(first > 0, first, 1))
 

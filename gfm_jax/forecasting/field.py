@@ -151,7 +151,22 @@ def mix(
 
 
 def move(params: FieldParams, step: Move) -> tuple[Array, Array]:
-    """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale."""
+    """The field's move of every coordinate, and the logarithm of its expected error, in units of the features' scale.
+
+    Args:
+      params: of the field.
+      step: a move of a sample of coordinates, or of a whole run.
+
+    Returns:
+      Both, [*n]; zeros of an untrained field.
+
+    >>> features = Features(*(jnp.ones((2, k)) for k in (3, 4, 5)), {"slope": jnp.ones(2)}, *jnp.ones((3, 2)))
+    >>> now, then = Horizon(*jnp.ones((3, 2))), Horizon(*jnp.full((3, 2), 2.0))
+    >>> step = Move(features, now, now, then, x_s=jnp.zeros(2))
+    >>> field = lambda key: init_field(key, FieldKind("tensor"), (8,), step)
+    >>> [x.tolist() for x in jax.jit(lambda key: move(field(key), step))(jax.random.key(0))]
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
     features, head = step.features, params.kind.head
     shared, own = inputs(head, step)
     whole_run = shared.shape[:-1] != features.scale.shape
@@ -179,7 +194,21 @@ def _standardised(features, shift, spread):
 
 
 def init_field(key: Array, kind: FieldKind, widths: Sequence[int], step: Move) -> FieldParams:
-    """An untrained field, its features standardised by those of a sample of moves."""
+    """An untrained field, its features standardised by those of a sample of moves.
+
+    Args:
+      key: randomness.
+      kind: of the field.
+      widths: of the hidden layers, at least one.
+      step: a sample of moves, of any number of coordinates, each with a row of features of its own.
+
+    >>> features = Features(*(jnp.ones((2, k)) for k in (3, 4, 5)), {"slope": jnp.ones(2)}, *jnp.ones((3, 2)))
+    >>> now, then = Horizon(*jnp.ones((3, 2))), Horizon(*jnp.full((3, 2), 2.0))
+    >>> step = Move(features, now, now, then, x_s=jnp.zeros(2))
+    >>> init = lambda key: init_field(key, FieldKind("tensor"), (8,), step)
+    >>> jax.eval_shape(init, jax.random.key(0)).shift.shape  # 4 features of the tensor, 5 of the run, 5 of each moment
+    (19,)
+    """
     shared, own = inputs(kind.head, step)
     features, network = jnp.concatenate([shared, own], axis=-1), Coefficients(widths)
     spread = features.std(0)

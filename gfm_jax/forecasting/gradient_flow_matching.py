@@ -163,6 +163,10 @@ def gradient_flow_matching(
 
     Returns, raises: as `flow_map`.
 
+    >>> forecaster = gradient_flow_matching(widths=(8,), num_solver_steps=2)
+    >>> forecaster.learner.defaults.num_steps  # of `fit(key, forecaster, runs)`
+    4000
+
     Source: Shou, Ding, Gao (2025), arXiv 2505.20221, from its public description.
     """
     draws = Draws(batch_size, now_probability, final_probability, path_noise)
@@ -197,6 +201,10 @@ def self_distilled(
 
     Returns, raises: as `flow_map`.
 
+    >>> forecaster = self_distilled(widths=(8,), head="tensor")
+    >>> forecaster.learner.defaults.num_steps  # of `fit(key, forecaster, runs)`
+    4000
+
     Lagrangian self-distillation, arXiv 2505.18825, of training runs.
     """
     draws = Draws(batch_size, now_probability, final_probability, path_noise)
@@ -230,6 +238,10 @@ def function_space(
       weight: lambda, at least 0.
 
     Returns, raises: as `flow_map`.
+
+    >>> forecaster = function_space(lambda weights: jnp.sum(weights**2), widths=(8,))
+    >>> forecaster.learner.defaults.num_steps  # of `fit(key, forecaster, runs, start=params)`
+    400
     """
     if not weight >= 0:
         raise ValueError(f"weight: expected at least 0, got {weight}")
@@ -345,7 +357,20 @@ def _from_features(params, features, now, horizon) -> Forecast:
 
 def forecast_windows(params: Params, windows: Windows, save: int = -1) -> Forecast:
     """Forecasts of a save of every window's run, by default its end, [windows, dim], in one compiled call for all saves and
-    all optimizers of a layout."""
+    all optimizers of a layout.
+
+    Args:
+      params: as `fit` returns them.
+      windows: of runs of one layout.
+      save: index of the save to forecast, beyond the last observed one of every window; negative from the end.
+
+    >>> step, layout = jnp.tile(jnp.arange(21), (8, 1)), Layout(("",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=step[..., None] * jnp.ones(3), layout=layout)
+    >>> windows = cut_all(runs, (0.5,))
+    >>> params = flow_map(widths=(8,)).learner.init(jax.random.key(0), windows)  # not fitted, a field stands still
+    >>> forecast_windows(params, windows[0]).weights[0].tolist()
+    [10.0, 10.0, 10.0]
+    """
     return _forecast_windows(params._replace(layouts=()), windows, save)
 
 
@@ -385,6 +410,13 @@ def calibrate(
 
     Raises:
       ValueError: for runs of which none is sound, fewer runs than the coverage needs, or a coverage outside (0, 1).
+
+    >>> step, layout = jnp.tile(jnp.arange(21), (8, 1)), Layout(("",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=step[..., None] * jnp.ones(3), layout=layout)
+    >>> windows = cut_all(runs, (0.5,))
+    >>> params = flow_map(widths=(8,)).learner.init(jax.random.key(0), windows)  # not fitted, a field stands still
+    >>> calibrate(params, windows, coverage=0.5).half_width.value.round().tolist()  # off by 10, in units of 5
+    [2.0]
     """
     windows = cut_all(runs, fractions, losses=losses)
     return calibrate_windows(params, windows, [np.arange(len(part.run)) for part in windows], coverage=coverage)[0]

@@ -29,6 +29,13 @@ def optimizer_flow(field: OptimizerField, num_steps: int = 200) -> Forecaster:
 
     Raises:
       ValueError: where the prefix lacks one of these.
+
+    >>> from gfm_jax import Trajectory, forecast, layout_of, optimizers
+    >>> step, weights = jnp.arange(5), jnp.outer(jnp.arange(5), jnp.array([1.0, 2.0]))
+    >>> known = {"mean_weights": weights, "gradient": jnp.tile(jnp.array([-10.0, -20.0]), (5, 1)), "learning_rate": 0.1}
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=weights, layout=layout_of(weights[0]), **known)
+    >>> forecast(optimizer_flow(optimizers.fields.sgd(), num_steps=4), (), run, until=8).weights.round().tolist()
+    [8.0, 16.0]
     """
 
     @jax.default_matmul_precision("highest")

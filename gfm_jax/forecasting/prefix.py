@@ -15,8 +15,15 @@ __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
 def save_at(run: Trajectory, fraction: float) -> int:
     """Index of the save nearest to a fraction of the run's steps.
 
+    Args:
+      run: [saves, ...], or [runs, saves, ...], of which the first counts.
+      fraction: in (0, 1).
+
     Raises:
       ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
+
+    >>> save_at(Trajectory(step=jnp.array([0, 10, 40, 70, 100]), time=None), 0.5)
+    2
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a fraction of the run in (0, 1), got {fraction}")
@@ -39,6 +46,11 @@ def prefix_of(run: Trajectory, last: int) -> Trajectory:
 
     Raises:
       ValueError: for an index that is out of range.
+
+    >>> step = jnp.arange(0, 50, 10)
+    >>> run = Trajectory(step=step, time=0.5 * step, weights=jnp.ones((5, 2)))
+    >>> prefix_of(run, 2).step.tolist()
+    [0, 10, 20]
     """
     run = as_run(run)
     by_save = run.step.ndim - 1
@@ -57,6 +69,11 @@ def horizon_at(run: Trajectory, save: Int[Array, ""] | int) -> Horizon:
 
     Raises:
       ValueError: for an index that is out of range.
+
+    >>> step = jnp.arange(0, 50, 10)
+    >>> run = Trajectory(step=step, time=0.5 * step, weights=jnp.ones((5, 2)))
+    >>> jax.tree.map(float, horizon_at(run, -1))
+    Horizon(step=40.0, time=20.0, learning_rate=1.0)
     """
     run = as_run(run)
     save = save_index(run.step.shape[-1], save, name="save")
@@ -77,6 +94,11 @@ def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
 
     Raises:
       ValueError: for a known step that is negative, or not finite.
+
+    >>> step = jnp.arange(0, 50, 10)
+    >>> run = Trajectory(step=step, time=0.5 * step, weights=jnp.ones((5, 2)))
+    >>> jax.tree.map(float, horizon_at_step(run, 100))
+    Horizon(step=100.0, time=50.0, learning_rate=0.5)
     """
     run = as_run(run)
     if not is_traced(step) and not 0 <= step < np.inf:

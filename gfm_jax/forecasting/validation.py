@@ -65,6 +65,10 @@ def as_run(run: Trajectory, name: str = "run") -> Trajectory:
     Raises:
       ValueError: for anything but a trajectory, for a part of another shape than the weights ask for, or for weights that are
         no real numbers.
+
+    >>> run = as_run(Trajectory(step=[0, 10, 20], time=None, weights=[[1.0], [2.0], [3.0]], learning_rate=0.1))
+    >>> run.weights.shape, run.time.tolist(), run.learning_rate.tolist()
+    ((3, 1), [0, 10, 20], [0.1, 0.1, 0.1])
     """
     if not isinstance(run, Trajectory):
         raise ValueError(f"{name}: expected a Trajectory, got {type(run).__name__}")
@@ -220,7 +224,16 @@ def _ahead(xp, prefix: Trajectory, horizon: Horizon) -> dict[str, Any]:
 
 
 def is_forecastable(prefix: Trajectory, horizon: Horizon) -> Bool[Array, "*runs"]:
-    """Whether values are such that a forecast means anything: for each run, also where they are traced."""
+    """Whether values are such that a forecast means anything: for each run, also where they are traced.
+
+    Args:
+      prefix, horizon: in one form, as `check_forecast` returns them.
+
+    >>> step, weights = jnp.array([[0, 1], [0, 1]]), jnp.array([[[1.0], [2.0]], [[1.0], [jnp.nan]]])
+    >>> prefix = Trajectory(step=step, time=0.1 * step, weights=weights)
+    >>> jax.jit(is_forecastable)(prefix, Horizon(jnp.full(2, 9.0), jnp.full(2, 0.9), jnp.full(2, 0.1))).tolist()
+    [True, False]
+    """
     held = _sound(jnp, prefix, "prefix") | _ahead(jnp, prefix, horizon)
     return jnp.stack(list(held.values())).all(axis=0)
 
@@ -260,6 +273,11 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
       ValueError: for a single snapshot, values that are not finite, steps that do not rise, times that fall, a horizon that
         does not lie ahead or is in another clock; of a batch the message names the runs. For a prefix without layout whose
         size fits none, or several, of `layouts`.
+
+    >>> prefix = Trajectory(step=[0, 10], time=[0, 1], weights=[[1.0], [2.0]], layout=Layout(("bias",), ((1,),)))
+    >>> check_forecast(prefix, Horizon(step=5, time=0.5, learning_rate=0.1))
+    Traceback (most recent call last):
+    ValueError: horizon: expected a step beyond the last observed one, got step 5, time 0.5, learning_rate 0.1
     """
     prefix = as_run(prefix, "prefix")
     assert prefix.weights is not None
@@ -310,6 +328,12 @@ def sound_runs(runs: Trajectory, name: str = "runs") -> Trajectory:
 
     Raises:
       ValueError: for a single run, runs without layout, fewer than three saves, or where no run is left.
+
+    >>> step, weights = jnp.tile(jnp.arange(4), (3, 1)), jnp.ones((3, 4, 2)).at[1, 2].set(jnp.nan)
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=weights, layout=Layout(("bias",), ((2,),)))
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     sound_runs(runs).weights.shape
+    (2, 4, 2)
     """
     runs = as_run(runs, name)
     assert runs.weights is not None

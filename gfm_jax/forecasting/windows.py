@@ -25,6 +25,7 @@ __all__ = [
     "cut_all",
     "draw_pairs",
     "draw_windows",
+    "merge",
     "thin",
 ]
 
@@ -178,6 +179,11 @@ def cut_all(
 
     Raises:
       ValueError: for no batch, losses of another number, batches without a sound run, or windows that are not finite.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> [windows.run.tolist() for windows in cut_all([runs, runs], (0.25, 0.5))]
+    [[0, 1, 0, 1], [0, 1, 0, 1]]
     """
     if isinstance(runs, Trajectory | Windows):
         runs = [runs]
@@ -217,6 +223,15 @@ def merge(windows: Sequence[Windows], kept: Sequence[np.ndarray]) -> Windows:
     Args:
       windows: the parts.
       kept: for each part, the indices of the windows to keep.
+
+    Returns:
+      The windows that are kept; runs of later parts are counted on from those of earlier ones.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> windows = cut(runs, (0.25, 0.5))
+    >>> merge([windows, windows], [np.array([0, 1]), np.array([3])]).run.tolist()
+    [0, 1, 3]
     """
     by_window = ("features", "run", "last", "distance")
     starts = np.cumsum([0, *(len(part.weights) for part in windows[:-1])])
@@ -241,6 +256,11 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
 
     Raises:
       ValueError: for fewer than one.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> thin(cut(runs, (0.25, 0.5)), 2).weights.shape
+    (2, 9, 2)
     """
     if num < 1:
         raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
@@ -294,7 +314,20 @@ def _concatenated(parts):
 def draw_windows(
     key: Array, windows: Windows, num: int, final_probability: float
 ) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-    """Indices of `num` windows, and for each a save ahead: the final one with that probability, else log-uniform."""
+    """Indices of `num` windows, and for each a save ahead: the final one with that probability, else log-uniform.
+
+    Args:
+      key: randomness.
+      windows: to draw from, each as likely as the others.
+      num: how many, at least 1.
+      final_probability: in [0, 1].
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=jnp.ones((2, 9, 3)), layout=layout)
+    >>> window, save = draw_windows(jax.random.key(0), cut(runs, (0.25, 0.5)), 3, final_probability=1.0)
+    >>> save.tolist()
+    [8, 8, 8]
+    """
     key_window, key_final, key_ahead = jax.random.split(key, 3)
     window = jax.random.randint(key_window, (num,), 0, len(windows.run))
     last, final = windows.last[window], windows.weights.shape[1] - 1
@@ -311,6 +344,20 @@ def draw_pairs(
     With `adjacent`, t is the save that follows s, and s any save from the last observed one on. The weight of a pair makes
     the mean of weight * error^2 an estimate of a run's squared error relative to the squared distance that it moves until t
     (with `adjacent`, until its end). Pairs of a run at rest have no weight.
+
+    Args:
+      key: randomness.
+      windows: to draw from, each as likely as the others.
+      num: how many pairs, at least 1.
+      now_probability: in [0, 1].
+      final_probability: of a pair that ends at the end of its run, as in `draw_windows`.
+      adjacent: whether t follows s.
+
+    >>> step, layout = jnp.tile(jnp.arange(9), (2, 1)), Layout(("bias",), ((3,),))
+    >>> runs = Trajectory(step=step, time=0.1 * step, weights=step[..., None] * jnp.ones(3), layout=layout)
+    >>> pairs = draw_pairs(jax.random.key(0), cut(runs, (0.25, 0.5)), 2, now_probability=1.0, final_probability=1.0)
+    >>> (pairs.features.origin + pairs.features.scale * pairs.x_t).round().tolist()  # the weights at the end
+    [8.0, 8.0]
     """
     key_window, key_coordinate, key_now, key_s = jax.random.split(key, 4)
     window, t = draw_windows(key_window, windows, num, final_probability)
