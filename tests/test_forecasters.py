@@ -237,6 +237,25 @@ def test_without_layout_only_a_fitted_size_is_accepted(run):
     short = short._replace(gradient=None, state=None)
     with pytest.raises(ValueError, match="no layout"):
         forecaster.forecast(params, short, horizon)
+    assert jnp.isfinite(
+        baselines.dmd().forecast((), short, horizon).weights
+    ).all()  # what was fitted to no run takes any
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: baselines.exponential(0), "rank: expected at least 1, got 0"),
+        (lambda: baselines.dmd(0), "rank: expected at least 1, got 0"),
+        (lambda: baselines.dmd(start=1), r"start: expected a fraction of the prefix in \[0, 1\), got 1"),
+        (lambda: baselines.lawa_half_log(0), "num_last: expected a number of saves"),
+        (lambda: baselines.log_time("hours"), "clock: expected 'time' or 'step', got 'hours'"),
+    ],
+)
+def test_choices_of_baselines_are_checked_when_they_are_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Procedure, Trajectory, config_of
+from gfm_jax.checks import check_count
 from gfm_jax.forecasting.displacement import relative_l1
 from gfm_jax.forecasting.features import from_first_motion, line_weights
 from gfm_jax.forecasting.forecaster import forecaster_of, unfitted
@@ -53,9 +54,9 @@ def _combination(
 def persistence() -> Forecaster:
     """The last observed weights, w_n: hard to beat, and what every relative error is relative to.
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])))
     >>> forecast(persistence(), (), run, until=8).weights.round().tolist()
     [4.0, 8.0]
     """
@@ -71,29 +72,38 @@ def lawa(num_last: int | float = 5) -> Forecaster:
     Raises:
       ValueError: for 0 or less.
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])))
     >>> forecast(lawa(3), (), run, until=8).weights.round().tolist()
     [3.0, 6.0]
     """
-    if num_last <= 0:
-        raise ValueError(f"num_last: expected a number of saves, or a fraction of them below 1, got {num_last}")
+    _check_last(num_last)
     return _combination("lawa", lambda prefix, horizon: _last(prefix, num_last), num_last=num_last)
 
 
-def lawa_half_log(num_last: int = 5) -> Forecaster:
+def _check_last(num_last):
+    if num_last <= 0:
+        raise ValueError(f"num_last: expected a number of saves, or a fraction of them below 1, got {num_last}")
+
+
+def lawa_half_log(num_last: int | float = 5) -> Forecaster:
     """The mean of the last saves, moved by half of what a line in log time predicts.
 
     Args:
       num_last: how many saves, or which fraction of them, above 0.
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = 2 ** jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])), layout=layout)
+    Raises:
+      ValueError: for 0 or less.
+
+    >>> from gfm_jax import forecast
+    >>> step = 2 ** jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])))
     >>> forecast(lawa_half_log(3), (), run, until=64).weights.round().tolist()
     [4.0, 8.0]
     """
+
+    _check_last(num_last)
 
     def weights_of_saves(prefix, horizon):
         return _last(prefix, num_last) + 0.5 * _line(prefix, horizon, jnp.log, "time", start=1 / 4)
@@ -107,12 +117,13 @@ def linear(clock: str = "time") -> Forecaster:
     Args:
       clock: "time" (the sum of learning rates) or "step".
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])))
     >>> forecast(linear(), (), run, until=8).weights.round().tolist()
     [8.0, 16.0]
     """
+    _check_clock(clock)
     line = lambda prefix, horizon: _line(prefix, horizon, lambda t: t, clock, start=1 / 2)
     return _combination("linear", line, clock=clock)
 
@@ -123,12 +134,13 @@ def log_time(clock: str = "time") -> Forecaster:
     Args:
       clock: "time" (the sum of learning rates) or "step".
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = 2 ** jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = 2 ** jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.log2(step), jnp.array([1.0, 2.0])))
     >>> forecast(log_time(), (), run, until=32).weights.round().tolist()
     [5.0, 10.0]
     """
+    _check_clock(clock)
     line = lambda prefix, horizon: _line(prefix, horizon, jnp.log, clock, start=1 / 4)
     return _combination("log_time", line, clock=clock)
 
@@ -139,12 +151,13 @@ def sqrt_time(clock: str = "time") -> Forecaster:
     Args:
       clock: "time" (the sum of learning rates) or "step".
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5) ** 2, layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.sqrt(step), jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5) ** 2
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(jnp.sqrt(step), jnp.array([1.0, 2.0])))
     >>> forecast(sqrt_time(), (), run, until=25).weights.round().tolist()
     [5.0, 10.0]
     """
+    _check_clock(clock)
     line = lambda prefix, horizon: _line(prefix, horizon, jnp.sqrt, clock, start=1 / 4)
     return _combination("sqrt_time", line, clock=clock)
 
@@ -155,9 +168,12 @@ def _last(prefix, num_last):
     return recent / recent.sum()
 
 
-def _line(prefix, horizon, scale, clock, start):
+def _check_clock(clock):
     if clock not in ("time", "step"):
         raise ValueError(f"clock: expected 'time' or 'step', got {clock!r}")
+
+
+def _line(prefix, horizon, scale, clock, start):
     seen, then = getattr(prefix, clock).astype(jnp.float32), getattr(horizon, clock)
     seen = from_first_motion(seen, jnp.ones(len(seen), bool))  # the logarithm of time 0 is left out
     inside = (prefix.step >= start * prefix.step[-1]).astype(jnp.float32)
@@ -211,12 +227,16 @@ def exponential(rank: int = 3) -> Forecaster:
     Args:
       rank: number of modes, at least 1.
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])), layout=layout)
+    Raises:
+      ValueError: for a rank below 1.
+
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])))
     >>> forecast(exponential(), (), run, until=5).weights.round().tolist()
     [1.0, 2.0]
     """
+    check_count("rank", rank)
 
     def weights_of_saves(gram, prefix, horizon):
         coordinates, modes = _modes(gram, rank)
@@ -232,9 +252,9 @@ def exponential(rank: int = 3) -> Forecaster:
 def rank1() -> Forecaster:
     """The leading mode of the displacements since w_0, continued along a least-squares line (RELEX, arXiv 2605.21468).
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])))
     >>> forecast(rank1(), (), run, until=8).weights.round().tolist()
     [8.0, 16.0]
     """
@@ -261,12 +281,18 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
       rank: number of modes of each tensor, at least 1.
       start: fraction of the prefix from which on saves count, in [0, 1).
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])), layout=layout)
+    Raises:
+      ValueError: for a number outside its range.
+
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(32 * 0.5**step, jnp.array([1.0, 2.0])))
     >>> forecast(dmd(), (), run, until=5).weights.round().tolist()
     [1.0, 2.0]
     """
+    check_count("rank", rank)
+    if not 0 <= start < 1:
+        raise ValueError(f"start: expected a fraction of the prefix in [0, 1), got {start}")
 
     def weights_of_saves(gram, prefix, horizon):
         inside = (prefix.step >= start * prefix.step[-1]).astype(gram.dtype)
@@ -326,9 +352,9 @@ def lfd2(fractions: tuple[float, ...] = (0.2, 0.5), every: int = 16) -> Forecast
     Raises:
       ValueError: for `every` below 1.
 
-    >>> from gfm_jax import forecast, layout_of
-    >>> step, layout = jnp.arange(5), layout_of(jnp.ones(2))
-    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])), layout=layout)
+    >>> from gfm_jax import forecast
+    >>> step = jnp.arange(5)
+    >>> run = Trajectory(step=step, time=0.1 * step, weights=jnp.outer(step, jnp.array([1.0, 2.0])))
     >>> forecast(lfd2((0.5,)), jnp.array([[1.0, 0.0]]), run, until=8).weights.round().tolist()
     [8.0, 16.0]
     """

@@ -265,6 +265,7 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
         scalar learning rate are made arrays.
       horizon: the moment to forecast: numbers for all runs, or [runs].
       layouts: of the runs that the forecaster was fitted to: fills in the layout of a prefix where only one can be meant.
+        Without any, the weights of a prefix without a layout are one tensor.
 
     Returns:
       Both, with every part an array, and the prefix with a layout.
@@ -284,10 +285,12 @@ def check_forecast(prefix: Trajectory, horizon: Horizon, layouts: Sequence[Layou
     *runs, saves, dim = prefix.weights.shape
     if saves < 2:
         raise ValueError(f"prefix: expected at least two saves, got {saves}: one snapshot has no direction")
+    if prefix.layout is None and not layouts:
+        prefix = prefix._replace(layout=Layout(("weights",), ((dim,),)))
     if prefix.layout is None:
         fitting = {layout for layout in layouts if layout.dim == dim}
         if len(fitting) != 1:
-            known = ", ".join(str(layout.dim) for layout in layouts) or "none"
+            known = ", ".join(str(layout.dim) for layout in layouts)
             raise ValueError(
                 f"prefix: it has {dim} weights and no layout, and the forecaster was fitted to runs of {known} weights; set "
                 "`layout` to gfm_jax.pytrees.layout_of(weights)"
