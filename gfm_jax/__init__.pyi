@@ -14,7 +14,7 @@ from .forecasting import (
     prefix_of,
 )
 from .optimizers import adams_bashforth, chebyshev, explicit_runge_kutta, heun, joint_runge_kutta, leapfrog, rk4
-from .pytrees import layout_of
+from .pytrees import layout_of, ravel, unravel
 from .runs import (
     classification,
     few_shot,
@@ -42,6 +42,7 @@ __all__ = [
     "Network",
     "Task",
     "Trajectory",
+    "__version__",
     "adams_bashforth",
     "audit",
     "autoencoder",
@@ -84,6 +85,7 @@ __all__ = [
     "pca",
     "prefix_of",
     "pytrees",
+    "ravel",
     "record",
     "record_to_disk",
     "rk4",
@@ -95,10 +97,10 @@ __all__ = [
     "solve_flow",
     "split",
     "take",
+    "unravel",
     "weights",
     "with_defaults",
     "with_slots",
-    "__version__",
 ]
 
 __version__: str

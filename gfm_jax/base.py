@@ -251,7 +251,8 @@ class Trajectory(NamedTuple):
 
     Attributes:
       step: number of optimizer steps taken at each save; the first is 0.
-      time: sum of the learning rates of those steps: the clock of the gradient flow.
+      time: sum of the learning rates of those steps: the clock of the gradient flow. Left out, it is summed up from
+        `learning_rate`, of which one number does for all saves; without either it is the number of steps.
       weights: the flat weights at each save.
       mean_weights: their mean over the segment that ends at the save (at save 0 the weights themselves).
       gradient: the mean minibatch gradient of that segment (at save 0 that of the first minibatch).
@@ -264,7 +265,7 @@ class Trajectory(NamedTuple):
     """
 
     step: Int[Array, "*runs saves"]
-    time: Float[Array, "*runs saves"]
+    time: Float[Array, "*runs saves"] = None  # pyright: ignore[reportAssignmentType]  `as_run` fills it in
     weights: Float[Array, "*runs saves dim"] | None = None
     mean_weights: Float[Array, "*runs saves dim"] | None = None
     gradient: Float[Array, "*runs saves dim"] | None = None

@@ -53,7 +53,7 @@ def fit(
     start: PyTree | None = None,
     folder: str | pathlib.Path | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    progress: str | bool = False,
+    progress: str | bool | None = None,
     chunk: int = 200,
     save_every: float = 30.0,
 ) -> tuple[PyTree, FitInfo | None]:
@@ -79,7 +79,8 @@ def fit(
       folder: where to leave checkpoints, and to resume from what a killed fit left: a folder of its own. It holds beside them
         `fingerprint.json`, which tells the fit's key, data, start, steps, average, loss, sample and optimizer.
       mesh: devices to split each batch over, along its first axis; their number divides that of the batch.
-      progress: a name for the progress bar; True for one without a name of its own, False for no bar.
+      progress: a name for the progress bar; True for one without a name of its own, False for no bar, None for one on a
+        terminal alone.
       chunk: steps in one compiled call, between two looks at the outside world, at least 1.
       save_every: seconds between two checkpoints, which are left after a chunk; the end is always saved.
 
@@ -147,8 +148,9 @@ def fit(
             state = state if mesh is None else place(state, whole)
         begin = saved = time.monotonic()
         seconds = before
-        name = None if isinstance(progress, bool) else progress
-        with tqdm(total=num_steps, initial=done, desc=name or "fit", disable=not progress, leave=False) as bar:
+        name = progress if isinstance(progress, str) else "fit"
+        hidden = None if progress is None else not progress
+        with tqdm(total=num_steps, initial=done, desc=name, disable=hidden, leave=False) as bar:
             while done < num_steps:
                 length = min(chunk, num_steps - done)
                 state, says = take_steps(program, key_fit, state, data, done, length)

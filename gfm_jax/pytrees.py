@@ -159,8 +159,12 @@ def ravel(weights: PyTree) -> Float[Array, " dim"]:
     return ravel_pytree(weights)[0]
 
 
-def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
-    """A flat vector as a pytree of the same structure, shapes and dtypes as `like`.
+def unravel(like: PyTree, vector: Float[Array | np.ndarray, "*runs dim"]) -> PyTree:
+    """A flat vector, or a batch of them, as a pytree of the structure, shapes and dtypes of `like`.
+
+    Args:
+      like: the weights of one network.
+      vector: [dim], or [runs, dim] for leaves that are led by [runs].
 
     Raises:
       ValueError: where the sizes differ.
@@ -171,12 +175,13 @@ def unravel(like: PyTree, vector: Float[Array, " dim"]) -> PyTree:
     """
     leaves, treedef = jax.tree.flatten(like)
     sizes = [int(np.prod(np.shape(leaf))) for leaf in leaves]
-    if vector.shape != (sum(sizes),):
+    if vector.shape[-1:] != (sum(sizes),):
         raise ValueError(f"vector: expected shape ({sum(sizes)},) to fill the weights, got {vector.shape}")
     stops = list(itertools.accumulate(sizes))
-    pieces = [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+    pieces = [vector[..., stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
     return treedef.unflatten(
-        piece.reshape(np.shape(leaf)).astype(jnp.result_type(leaf)) for piece, leaf in zip(pieces, leaves, strict=True)
+        piece.reshape(*vector.shape[:-1], *np.shape(leaf)).astype(jnp.result_type(leaf))
+        for piece, leaf in zip(pieces, leaves, strict=True)
     )
 
 

@@ -56,6 +56,31 @@ def test_a_forecast_by_fraction_is_that_of_a_prefix(batched):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("rates", [0.1, [0.1] * 5, np.full(5, 0.1, np.float32)])
+def test_the_clock_of_a_run_is_summed_up_from_its_rates(rates):
+    step, weights = np.array([0, 10, 20, 30, 40]), np.linspace(0, 1, 5)[:, None] ** 2
+    run = gfm.Trajectory(step=step, weights=weights, learning_rate=rates)
+    known = run._replace(time=0.1 * step)
+    for method in (baselines.linear(), baselines.log_time()):
+        found, expected = (gfm.forecast(method, (), one, until=80).weights for one in (run, known))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    falling = gfm.forecasting.as_run(run._replace(learning_rate=[0.5, 0.4, 0.3, 0.2, 0.1]))
+    np.testing.assert_allclose(falling.time, [0, 4, 7, 9, 10], rtol=1e-6)
+    late = gfm.forecasting.as_run(run._replace(step=step + 100))  # observed from step 100 on
+    np.testing.assert_allclose(late.time, 0.1 * (step + 100), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_end_that_is_not_said_is_asked_for():
+    run = gfm.Trajectory(step=[0, 1, 2], weights=np.ones((3, 1)), learning_rate=0.1)
+    with pytest.raises(ValueError, match="until: expected a step beyond the last save, or a fraction `observed`"):
+        gfm.forecast(baselines.linear(), (), run)
+    with pytest.raises(
+        ValueError, match=r"weights: expected real numbers, got object; pytrees become rows by gfm_jax\.ravel"
+    ):
+        gfm.forecast(baselines.linear(), (), run._replace(weights=[{"w": 1.0}] * 3), until=4)
+
+
 @pytest.mark.parametrize("recorded", ["learning_rate", "time", "step"])
 def test_the_clock_ahead_goes_on_at_the_last_rate(recorded):
     step, rate = np.array([0, 10, 20, 40]), np.array([0.1, 0.1, 0.2, 0.3], np.float32)
@@ -76,8 +101,6 @@ def test_the_clock_ahead_goes_on_at_the_last_rate(recorded):
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_not_ahead_is_refused():
     run = gfm.take(small_runs(), 0)
-    with pytest.raises(ValueError, match="horizon: expected a step beyond the last observed one"):
-        gfm.forecast(baselines.linear(), (), run)
     with pytest.raises(ValueError, match="horizon: expected a step beyond the last observed one"):
         gfm.forecast(baselines.linear(), (), run, until=1)
     with pytest.raises(ValueError, match="step: expected a number of updates from 0 on, got nan"):

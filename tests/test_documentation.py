@@ -44,6 +44,7 @@ def test_blocks_of_the_readme(number):
     """As they stand, but for a few steps of fitting and fewer points."""
     block = re.sub(r"num_steps=\d+", "num_steps=4", BLOCKS[number])
     block = block.replace("ones(400)", "ones(40)").replace("num_saves=40", "num_saves=20")
+    block = block.replace("(256, 400)", "(40, 20)").replace("channels=(16, 32)", "channels=(8,)")
     block = block.replace("100_000", "1_000").replace("10_000", "20").replace("TimeMLP((128,) * 4", "TimeMLP((8,)")
     exec(compile(block, f"README.md, block {number}", "exec"), {})
 

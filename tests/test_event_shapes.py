@@ -50,7 +50,11 @@ def test_conditions_and_sources_of_images():
     x, cond = images(), jnp.eye(3)[jnp.arange(40) % 3]
     flow = gfm.flow_map(UNet((4, 2, 1), channels=(8,), num_heads=0), batch_size=8, max_guidance=2.0)
     params, _ = gfm.fit(jax.random.key(1), flow, FlowData(x, cond, x_0=x + 1), num_steps=2)
-    assert gfm.sample(jax.random.key(2), flow, params, cond=cond[:3]).shape == (3, 4, 2, 1)
+    three = gfm.sample(jax.random.key(2), flow, params, cond=jnp.tile(cond[:1], (3, 1)))
+    np.testing.assert_array_equal(gfm.sample(jax.random.key(2), flow, params, 3, cond=cond[0]), three)
+    assert three.shape == (3, 4, 2, 1)
+    with pytest.raises(ValueError, match=r"vector for each of 3 samples, got shape \(3,\); labels .* jax.nn.one_hot"):
+        gfm.sample(jax.random.key(2), flow, params, cond=cond[0])
     pair, _ = gfm.fit(jax.random.key(1), flow, (x, cond), num_steps=2)
     assert pair.std_0.shape == (4, 2, 1)
 

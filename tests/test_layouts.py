@@ -33,6 +33,19 @@ def flat_names(tree, **options):
     return layout_of(tree, **options).names
 
 
+def test_a_batch_of_vectors_is_a_tree_led_by_runs():
+    like = {"kernel": zeros(2, 3), "bias": zeros(3, dtype=jnp.bfloat16)}
+    vectors = np.arange(18.0, dtype=np.float32).reshape(2, 9)
+    batch = unravel(like, vectors)
+    for i in range(2):
+        jax.tree.map(
+            np.testing.assert_array_equal, unravel(like, vectors[i]), jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        )
+    assert (batch["kernel"].shape, batch["bias"].dtype) == ((2, 2, 3), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"vector: expected shape \(9,\) to fill the weights, got \(9, 2\)"):
+        unravel(like, vectors.T)
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

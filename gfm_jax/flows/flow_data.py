@@ -144,7 +144,8 @@ def conditions_of(cond, num: int, what: str = "samples") -> Float[Array, "num co
     """
     cond = as_float("cond", cond)
     if cond.ndim != 2 or len(cond) != num or not cond.shape[1]:
-        raise ValueError(f"cond: expected a vector for each of {num} {what}, got shape {cond.shape}")
+        hint = "; labels of classes become vectors by jax.nn.one_hot" if cond.ndim < 2 else ""
+        raise ValueError(f"cond: expected a vector for each of {num} {what}, got shape {cond.shape}{hint}")
     check_finite("cond", cond)
     return cond
 

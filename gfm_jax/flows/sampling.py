@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Flow, Generator
@@ -19,7 +21,7 @@ def sample(
     method: Flow | Generator,
     params: Any,
     num: int | None = None,
-    cond: Float[Array, "num conditions"] | None = None,
+    cond: Float[Array | np.ndarray, "*num conditions"] | None = None,
     *,
     x_0: Float[Array, "num ..."] | None = None,
     num_steps: int | None = None,
@@ -35,7 +37,7 @@ def sample(
       key: randomness; None where `x_0` is given.
       method, params: as fitted.
       num: how many, at least 1; by default as many as `x_0` or `cond` has.
-      cond: a condition for each sample, where the method was fitted with conditions.
+      cond: a condition for each sample, or one for all `num`, where the method was fitted with conditions.
       x_0: points to start from, in place of draws from the source.
       num_steps: of the solver, 50 by default; of a flow map, 1 by default.
       solver: a diffrax solver for a velocity, `diffrax.Heun()` by default. Of a flow map, one makes it follow the map's
@@ -55,6 +57,8 @@ def sample(
     >>> gfm.sample(jax.random.key(2), flow, params, 10, num_steps=2).shape
     (10, 2)
     """
+    if num is not None and cond is not None and jnp.ndim(cond) == 1:
+        cond = jnp.broadcast_to(jnp.asarray(cond), (check_count("num", num), len(cond)))
     if num is None:
         given = x_0 if x_0 is not None else cond
         if given is None:

@@ -79,10 +79,10 @@ def forecast(
     .. math:: t(m) = t_n + \eta_n (m - n)
 
     Args:
-      forecaster, params: as fitted.
+      forecaster, params: as fitted; `()` of a forecaster in closed form.
       run: one run [saves, ...], or a batch [runs, saves, ...] with the same steps.
       observed: the fraction of its steps that the forecast may look at, in (0, 1); None for all of them.
-      until: the step to forecast; None for the last that was recorded, which is ahead only where `observed` leaves it.
+      until: the step to forecast; None for the last that was recorded, where `observed` is given.
 
     Returns:
       Weights [dim], or [runs, dim]; with an interval where the forecaster was calibrated.
@@ -104,6 +104,10 @@ def forecast(
     if is_traced(run.step):
         raise ValueError(
             "run.step: expected known steps, got traced ones; cut by prefix_of and horizon_at inside a trace"
+        )
+    if observed is None and until is None:
+        raise ValueError(
+            "until: expected a step beyond the last save, or a fraction `observed` below 1, got None for both"
         )
     prefix = run if observed is None else prefix_of(run, save_at(run, observed))
     return forecaster.forecast(params, prefix, horizon_at(run, -1) if until is None else horizon_at_step(run, until))

@@ -55,8 +55,8 @@ def save_index(saves: int, index: Int[Array, ""] | int, *, name: str = "last", l
 def as_run(run: Trajectory, name: str = "run") -> Trajectory:
     """A run, or a batch of runs, in one form: arrays of matching shapes, a clock, a learning rate for every save.
 
-    Lists and numbers become arrays. Where `time` was not recorded the clock is the number of steps; a horizon then has to be
-    in steps as well.
+    Lists and numbers become arrays. Where `time` was not recorded it is summed up from the learning rates, each taken to hold
+    since the save before; without these either the clock is the number of steps, and a horizon has to be in steps as well.
 
     Args:
       run: [saves] and [saves, dim], or [runs, saves] and [runs, saves, dim].
@@ -68,7 +68,7 @@ def as_run(run: Trajectory, name: str = "run") -> Trajectory:
 
     >>> run = as_run(Trajectory(step=[0, 10, 20], time=None, weights=[[1.0], [2.0], [3.0]], learning_rate=0.1))
     >>> run.weights.shape, run.time.tolist(), run.learning_rate.tolist()
-    ((3, 1), [0, 10, 20], [0.1, 0.1, 0.1])
+    ((3, 1), [0.0, 1.0, 2.0], [0.1, 0.1, 0.1])
     """
     if not isinstance(run, Trajectory):
         raise ValueError(f"{name}: expected a Trajectory, got {type(run).__name__}")
@@ -81,13 +81,16 @@ def as_run(run: Trajectory, name: str = "run") -> Trajectory:
     step = _array(f"{name}.step", run.step)
     if step.ndim == 1 and weights.ndim == 3:  # the steps of all runs
         step = _broadcast(step, by_save)
-    time = step if run.time is None else _array(f"{name}.time", run.time)
-    parts = {"step": step, "time": time, "weights": weights}
+    parts = {"step": step, "weights": weights}
+    if run.time is not None:
+        parts["time"] = _array(f"{name}.time", run.time)
     for part in (*BY_SAVE, *BY_WEIGHT):
         if getattr(run, part) is not None:
             parts[part] = _array(f"{name}.{part}", getattr(run, part))
     if "learning_rate" in parts and parts["learning_rate"].ndim == 0:  # one rate for all saves
         parts["learning_rate"] = _broadcast(parts["learning_rate"], by_save)
+    if run.time is None:
+        parts["time"] = _summed(step, parts["learning_rate"]) if "learning_rate" in parts else step
     for part, array in parts.items():
         expected = weights.shape if part in ("weights", *BY_WEIGHT) else by_save
         if array.shape != expected:
@@ -99,6 +102,13 @@ def as_run(run: Trajectory, name: str = "run") -> Trajectory:
     return run._replace(**parts)
 
 
+def _summed(step, learning_rate):
+    """The sum of the learning rates at every save: that of a save is taken to hold since the save before."""
+    xp = jnp if is_traced(step, learning_rate) or isinstance(learning_rate, jax.Array) else np
+    since = xp.diff(step, axis=-1, prepend=0)
+    return xp.cumsum(since * learning_rate, axis=-1).astype(xp.result_type(learning_rate))
+
+
 def _array(name, values):
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name}: expected real numbers, got a masked array; fill it, or leave the masked saves out")
@@ -107,7 +117,8 @@ def _array(name, values):
     except ValueError:
         raise ValueError(f"{name}: expected an array of real numbers, got rows of different lengths") from None
     if array.dtype == object or not (jnp.issubdtype(array.dtype, jnp.floating) or _is_integer(array)):
-        raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
+        hint = "; pytrees become rows by gfm_jax.ravel" if array.dtype == object and name.endswith("weights") else ""
+        raise ValueError(f"{name}: expected real numbers, got {array.dtype}{hint}")
     return array
 
 

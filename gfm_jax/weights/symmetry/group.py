@@ -76,7 +76,7 @@ def find_symmetry(apply: Callable, weights: PyTree, *inputs: PyTree, check: bool
     Args:
       apply: `(weights, *inputs) -> outputs`.
       weights: a pytree of arrays, or of their shapes.
-      *inputs: examples, or their shapes; at least two of a batch.
+      *inputs: of the network: examples, or their shapes.
       check: whether to try what was found: a compilation of the network, and a call for each family and rescaling.
 
     Returns:
