@@ -12,7 +12,7 @@ __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
 
 
 def save_at(run: Trajectory, fraction: float) -> int:
-    """Index of the save nearest to a fraction of the run's steps.
+    """Index of the save nearest to a fraction of the run's steps: a Python integer, from steps that are known.
 
     Raises:
       ValueError: where the fraction is outside (0, 1), or leaves fewer than two saves or none ahead.
