@@ -324,6 +324,22 @@ def test_recordings_are_mapped_compiled_and_differentiated_forwards(key):
     np.testing.assert_allclose(jax.jacfwd(many)(rates), ends, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+def test_hypergradients_of_fifty_learning_rates(key):
+    """Those of Adam's loss on held-out data, forwards, along a random direction against a difference."""
+    task, rng = linear_regression(key, 20, 3), np.random.default_rng(0)
+    rates, direction = rng.uniform(0.01, 0.05, 50), rng.normal(size=50)
+
+    @jax.jit
+    def loss(rates):
+        run = record(key, task, optax.adam, rates, (0, 20, 50), keep=("weights",), dtype="float64")
+        return task.evaluate(run.weights[-1], task.data["validation"])["loss"]
+
+    difference = (loss(rates + 1e-6 * direction) - loss(rates - 1e-6 * direction)) / 2e-6
+    assert abs(float(difference)) > 1e-3
+    np.testing.assert_allclose(jax.jacfwd(loss)(rates) @ direction, difference, rtol=1e-6)
+
+
 def test_a_mesh_as_jax_makes_it(key):
     mesh, keys = jax.make_mesh((2,), ("runs",)), jax.random.split(key, 2)
     call = functools.partial(record, keys, quadratic(jnp.ones(2)), optax.sgd, np.full(4, 0.1), (0, 4))

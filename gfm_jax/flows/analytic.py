@@ -28,7 +28,7 @@ class AnalyticFlow(NamedTuple):
 
 def gaussian(
     mean: Float[Array, "*dim"],
-    std: float,
+    std: float | Float[Array, ""],
     *,
     interpolant: Interpolant = linear,
     source: tuple[float, float] = (0.0, 1.0),

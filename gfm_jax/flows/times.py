@@ -27,7 +27,9 @@ def stratified(key: Array, num: int) -> Float[Array, " num"]:
     return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
 
 
-def logit_normal(key: Array, num: int, mean: float = 0.0, std: float = 1.0) -> Float[Array, " num"]:
+def logit_normal(
+    key: Array, num: int, mean: float | Float[Array, ""] = 0.0, std: float | Float[Array, ""] = 1.0
+) -> Float[Array, " num"]:
     """The logistic function of a normal variable: the middle more often than the ends.
 
     Args:

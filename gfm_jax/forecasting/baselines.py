@@ -211,11 +211,27 @@ def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:
 
 def _modes(gram: Float[Array, "saves saves"], rank: int):
     """Coordinates of a motion on its leading modes, [saves, rank], and the modes as weights on the saves, [rank, saves]."""
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
     kept = values > ROUNDING * values[0]  # the others are rounding, and none of a run at rest
-    sizes = jnp.sqrt(jnp.where(kept, values, 0))[None]
+    sizes = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)[None]
     return vectors * sizes, jnp.where(kept[None], vectors / jnp.where(kept[None], sizes, 1), 0).T
+
+
+@jax.custom_jvp
+def _eigh(gram):
+    """`jnp.linalg.eigh`, differentiable where several eigenvalues are equal, as those of a motion of few modes are 0."""
+    return tuple(jnp.linalg.eigh(gram))
+
+
+@_eigh.defjvp
+def _(primals, tangents):
+    values, vectors = _eigh(*primals)
+    change = vectors.T @ tangents[0] @ vectors
+    gaps = values[None] - values[:, None]
+    apart = jnp.abs(gaps) > ROUNDING * jnp.abs(values).max()
+    turned = jnp.where(apart, change / jnp.where(apart, gaps, 1), 0)
+    return (values, vectors), (jnp.diagonal(change), vectors @ turned)
 
 
 def exponential(rank: int = 3) -> Forecaster:
@@ -306,7 +322,8 @@ def dmd(rank: int = 1, start: float = 1 / 2) -> Forecaster:
         ridge = jnp.where(trace > 0, 1e-6 * trace, 1) * jnp.eye(len(square))
         operator = jnp.linalg.solve(square + ridge, deviation.T @ (after - mean_after[None]))
         power = jax.lax.fori_loop(0, 6, lambda _, power: power @ power, operator)
-        operator = operator / jnp.maximum(jnp.linalg.norm(power) ** (1 / 64), 1.0)
+        growth = optax.safe_norm(power, 1.0) ** (1 / 64)
+        operator = operator / growth
         last, num_ahead = coordinates[-1], _saves_ahead(prefix, horizon)
         end = _affine_power(operator, mean_after - mean_before @ operator, jnp.floor(num_ahead))(last)
         part = num_ahead - jnp.floor(num_ahead)  # an incomplete last save counts in part

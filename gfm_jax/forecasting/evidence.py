@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gfm_jax.base import Curvature, Trajectory
 from gfm_jax.forecasting.curvature import no_curvature
 
-__all__ = ["TINY", "Evidence", "Record", "bounded", "complete", "evidence", "log_of_loss"]
+__all__ = ["TINY", "Evidence", "Record", "bounded", "complete", "evidence", "log_of_loss", "root"]
 
 SLOTS = ("mu", "nu", "trace")  # of the optimizer's state, under optax's names
 TINY = 1e-12
@@ -102,6 +102,11 @@ def bounded(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.clip(x.astype(jnp.float32), -HUGE, HUGE)
 
 
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square root, whose derivative at 0 is taken to be 0."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
 def log_of_loss(loss: Float[Array, "*shape"], floor: float) -> Float[Array, "*shape"]:
     r"""The logarithm of a loss, for losses of any sign: increasing, finite, continuous at 0.
 
@@ -144,7 +149,7 @@ def evidence(run: Record, last: Int[Array, ""] | int) -> Evidence:
         first=run.weights[0].astype(jnp.float32),
         origin=origin,
         average=_mean_since(origin, run.mean_weights, eighth),
-        optimizer=-bounded(first_moment / jnp.where(run.has["nu"], jnp.sqrt(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
+        optimizer=-bounded(first_moment / jnp.where(run.has["nu"], root(jnp.maximum(run.nu, 0)) + 1e-8, 1)),
         descent=-run.gradient,
         second_moment=jnp.maximum(run.nu, 0),
         krylov=run.curvature.krylov,

@@ -7,7 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Features, Layout, Trajectory
-from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence
+from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence, root
 from gfm_jax.forecasting.motion import grams, lengths, log_ratio, motion, recent_steps, since
 from gfm_jax.forecasting.names import KRYLOV, OF_UNITS, POOLED
 from gfm_jax.forecasting.validation import as_run, save_index
@@ -130,7 +130,7 @@ def features_of(seen: Evidence, layout: Layout) -> Features:
     by_steps = {name: since(weights) for name, weights in saves.items()}
     moved = dict(zip(by_steps, jnp.stack([*by_steps.values()]) @ seen.steps, strict=True)) | {"average": seen.average}
     segment = jnp.asarray(segment_ids(layout))
-    rms = lambda x: jnp.sqrt(_means(x**2, layout))  # over every tensor
+    rms = lambda x: root(_means(x**2, layout))  # over every tensor
     of_weights = lambda x: x[..., segment]
     gram = grams(seen, layout)
     age = jnp.stack([1 - seen.progress[past[name]] for name in PACED])[:, None]
@@ -145,7 +145,7 @@ def features_of(seen: Evidence, layout: Layout) -> Features:
 
     recent = recent_steps(seen)
     recent = recent / recent.sum()
-    noise = jnp.sqrt(recent @ (seen.steps - (recent @ seen.steps)[None]) ** 2)
+    noise = root(recent @ (seen.steps - (recent @ seen.steps)[None]) ** 2)
     weight = jnp.maximum(of_weights(rms(seen.origin)), TINY)
     relative = lambda x: log_ratio(x, of_weights(rms(x)))
     of_units = jnp.arcsinh(_of_units(jnp.stack([directions[name] for name in POOLED]), layout))
@@ -162,7 +162,7 @@ def features_of(seen: Evidence, layout: Layout) -> Features:
         "last_weight": seen.origin / weight,
         "first_weight": seen.first / weight,
         "noise": relative(noise),
-        "second_moment": relative(jnp.sqrt(seen.second_moment)),
+        "second_moment": relative(root(seen.second_moment)),
         **dict(zip(OF_UNITS, of_units, strict=True)),
     }
     run = seen.run | {name: parts[-1] for name, parts in motions.items()}
@@ -189,7 +189,7 @@ def _of_units(x, layout):
         # A kernel of a convolution has its window among the inputs: [.., in, out], or [out, in, ..].
         own = own.reshape(len(x), *((-1, shape[-1]) if axis else (shape[0], size // max(shape[0], 1))))
         over_inputs, over_outputs = (1, 2) if axis else (2, 1)
-        rms = lambda axis, own=own: jnp.sqrt((own**2).mean(axis, keepdims=True))
+        rms = lambda axis, own=own: root((own**2).mean(axis, keepdims=True))
         mean = lambda axis, own=own: own.mean(axis, keepdims=True)
         means = [rms(over_inputs), mean(over_inputs), rms(over_outputs), mean(over_outputs)]
         parts.append(jnp.concatenate([jnp.broadcast_to(m, own.shape).reshape(len(x), size) for m in means]))

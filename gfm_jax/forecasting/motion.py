@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfm_jax.base import Layout
-from gfm_jax.forecasting.evidence import TINY, Evidence
+from gfm_jax.forecasting.evidence import TINY, Evidence, root
 
 __all__ = ["grams", "lengths", "log_ratio", "motion", "recent_steps", "since"]
 
@@ -17,7 +17,7 @@ def grams(seen: Evidence, layout: Layout) -> Float[Array, "parts rows rows"]:
 
     The rows are the steps from save to save, the optimizer's direction, the descent, and the root of the mean squared gradient.
     """
-    views = jnp.stack([seen.optimizer, seen.descent, jnp.sqrt(seen.second_moment)])
+    views = jnp.stack([seen.optimizer, seen.descent, root(seen.second_moment)])
     found, stops = [], np.cumsum(layout.sizes)
     for size, stop in zip(layout.sizes, stops, strict=True):
         own = jnp.concatenate([rows[:, stop - size : stop] for rows in (seen.steps, views)])
@@ -33,7 +33,7 @@ def _products(gram, a, b):
 
 def _rms(gram, a):
     """Root mean squares of combinations of rows, [k, rows] -> [parts, k]."""
-    return jnp.sqrt(jnp.maximum(_products(gram, a, a), 0))
+    return root(jnp.maximum(_products(gram, a, a), 0))
 
 
 def lengths(gram: Float[Array, "parts rows rows"], moved: Float[Array, "k steps"]) -> Float[Array, "k parts"]:
@@ -81,7 +81,7 @@ def motion(
 
     squares = jnp.diagonal(gram, axis1=1, axis2=2)[:, :num_steps]
     successive = jnp.diagonal(gram, 1, axis1=1, axis2=2)[:, : num_steps - 1]
-    noise = jnp.sqrt(jnp.maximum(squares @ recent / recent.sum() - mean_length**2, 0))
+    noise = root(jnp.maximum(squares @ recent / recent.sum() - mean_length**2, 0))
     agree = successive @ (recent[1:] * recent[:-1]) / (squares @ recent + TINY)  # negative where the run oscillates
     # How far the optimizer's own step would carry in as many steps as were observed, and the gradient against the root of its
     # mean square, which falls behind after a spike.
@@ -137,5 +137,5 @@ def _speeds(seen, squares):
         "second_half": until > 1 / 2,
     }
     when = jnp.stack([chosen & seen.seen[1:] for chosen in steps.values()]).astype(jnp.float32)
-    speeds = jnp.sqrt(squares @ when.T / jnp.maximum(when.sum(1), 1)[None]) * seen.step[last]
+    speeds = root(squares @ when.T / jnp.maximum(when.sum(1), 1)[None]) * seen.step[last]
     return dict(zip(steps, speeds.T, strict=True))

@@ -13,7 +13,7 @@ __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
 
 
 def save_at(run: Trajectory, fraction: float) -> int:
-    """Index of the save nearest to a fraction of the run's steps.
+    """Index of the save nearest to a fraction of the run's steps: a Python integer, from steps that are known.
 
     Args:
       run: [saves, ...], or [runs, saves, ...], of which the first counts.

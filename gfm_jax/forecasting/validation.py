@@ -336,6 +336,8 @@ def good_runs(runs: Trajectory, name: str = "runs") -> np.ndarray:
 def sound_runs(runs: Trajectory, name: str = "runs") -> Trajectory:
     """A batch of runs to fit to, in one form; runs that are not sound are left out, and a warning names them.
 
+    How many are left depends on their values: not for use inside `jax.jit`.
+
     Args:
       runs: led by [runs, saves].
       name: of the argument, for messages.

@@ -171,6 +171,8 @@ def cut_all(
 ) -> list[Windows]:
     """Windows of every batch of runs to fit to, each with its loss; a batch that is cut already is left as it is.
 
+    Not for use inside `jax.jit`, where values are not known; `cut` is.
+
     Args:
       runs: batches of one layout each; a single batch may stand by itself. Runs that are not sound are left out.
       fractions, feature_dropout: as in `cut`.

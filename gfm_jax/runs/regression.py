@@ -156,7 +156,11 @@ def gradient_descent_end(
 
 @jax.default_matmul_precision("highest")
 def heavy_ball_end(
-    task: Task, weights: Float[Array, " dim"], learning_rate: Float[Array, ""] | float, decay: float, num_steps: int
+    task: Task,
+    weights: Float[Array, " dim"],
+    learning_rate: Float[Array, ""] | float,
+    decay: Float[Array, ""] | float,
+    num_steps: int,
 ) -> Float[Array, " dim"]:
     r"""Where full-batch gradient descent with momentum on a linear regression ends, in closed form.
 

@@ -67,6 +67,7 @@ def balance(symmetry: Symmetry, weights: Float[Array, " dim"]) -> Float[Array, "
 
     one unit and rescaling after the other, n_p being the squared weights of the unit at place p. The problem is convex, so that
     the result does not depend on how the weights were scaled. A unit without any incoming or any outgoing weight stays.
+    Differentiable in forward mode only: how many sweeps it takes is not known before.
 
     Args:
       symmetry: of the network.

@@ -39,8 +39,11 @@ def _check_support(features: Array, labels: Array, num_ways: int) -> None:
         raise ValueError(f"features: expected a support set [num, features], not empty, got shape {features.shape}")
     if labels.shape != features.shape[:1]:
         raise ValueError(f"labels: expected one for each of {len(features)} examples, got shape {labels.shape}")
-    if not isinstance(labels, Tracer) and not 0 <= int(np.min(labels)) <= int(np.max(labels)) < num_ways:
-        raise ValueError(f"labels: expected 0..{num_ways - 1}, got {int(np.min(labels))}..{int(np.max(labels))}")
+    if isinstance(labels, Tracer):
+        return
+    values = np.asarray(labels)
+    if not 0 <= values.min() <= values.max() < num_ways:
+        raise ValueError(f"labels: expected 0..{num_ways - 1}, got {values.min()}..{values.max()}")
 
 
 @jax.default_matmul_precision("highest")

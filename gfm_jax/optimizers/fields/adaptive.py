@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import Decay, check_decays, field_of_leaves, zeros
 
 __all__ = ["adafactor", "adagrad", "adam", "adamw", "nadam", "rmsprop"]
 
 
-def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> OptimizerField:
+def rmsprop(decay: Decay = 0.9, eps: float = 1e-8) -> OptimizerField:
     r"""RMSprop: w' = -g / sqrt(s + eps), s' = (1 - rho)(g^2 - s) / lr, with optax's `nu` as s.
 
     Args:
@@ -28,7 +28,7 @@ def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> OptimizerField:
     return field_of_leaves({"nu": zeros}, velocity)
 
 
-def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> OptimizerField:
+def adam(b1: Decay = 0.9, b2: Decay = 0.999, eps: float = 1e-8) -> OptimizerField:
     r"""Adam, with optax's `mu` and `nu`.
 
     .. math:: w' = -\frac{m / c_1}{\sqrt{s / c_2} + \epsilon}, \quad m' = \frac{g - m}{\tau_1}, \quad
@@ -45,7 +45,7 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> OptimizerFiel
     return _adam(b1, b2, eps, weight_decay=0.0)
 
 
-def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4) -> OptimizerField:
+def adamw(b1: Decay = 0.9, b2: Decay = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4) -> OptimizerField:
     r"""Adam with decoupled weight decay: w' = adam's - lambda w.
 
     Args:
@@ -60,7 +60,7 @@ def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: f
     return _adam(b1, b2, eps, weight_decay)
 
 
-def nadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> OptimizerField:
+def nadam(b1: Decay = 0.9, b2: Decay = 0.999, eps: float = 1e-8) -> OptimizerField:
     r"""Adam with Nesterov's momentum: adam's, with m + (lr / tau_1)(g - m) in the place of m.
 
     Args:

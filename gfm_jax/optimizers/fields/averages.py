@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves
+from gfm_jax.optimizers.fields.leaves import Decay, check_decays, field_of_leaves
 
 __all__ = ["schedule_free"]
 
 
-def schedule_free(b1: float = 0.9) -> OptimizerField:
+def schedule_free(b1: Decay = 0.9) -> OptimizerField:
     r"""Schedule-free gradient descent at a constant learning rate, with optax's `z`.
 
     .. math:: z' = -g(w), \qquad x' = \frac{z - x}{t}, \qquad w = (1 - \beta) z + \beta x

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -27,7 +28,7 @@ def memory(decay: float | Float[Array, "..."], learning_rate: float | Float[Arra
     return jnp.asarray(learning_rate / (1 - decay))
 
 
-def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float) -> Callable[[ArrayLike], Array]:
+def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float | Float[Array, ""]) -> Callable[[ArrayLike], Array]:
     r"""The decay that remembers the same time at every learning rate.
 
     .. math:: \beta_k = e^{-lr_k / \tau}
@@ -49,7 +50,7 @@ def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float) -> Callable
     >>> round(float(matched_decay(0.1, 1.0)(0)), 4)  # exp(-.1)
     0.9048
     """
-    if not tau > 0:
+    if not isinstance(tau, Tracer) and not tau > 0:
         raise ValueError(f"tau: expected a positive time, got {tau}")
     rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     return lambda count: jnp.exp(rate_at(count) / -tau)

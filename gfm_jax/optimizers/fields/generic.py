@@ -5,13 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree
 
 __all__ = ["transformation_velocity"]
 
 
 def transformation_velocity(
-    transform: optax.GradientTransformation, learning_rate: float
+    transform: optax.GradientTransformation, learning_rate: float | Float[Array, ""]
 ) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
     r"""The field of any optax transformation, from one of its steps.
 
@@ -30,7 +31,7 @@ def transformation_velocity(
     >>> float(moved)
     -2.0
     """
-    if learning_rate <= 0:
+    if not isinstance(learning_rate, Tracer) and learning_rate <= 0:
         raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}")
 
     def velocity(weights, state, gradient):

@@ -4,16 +4,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from gfm_jax.base import OptimizerField
 
-__all__ = ["check_decays", "field_of_leaves", "zeros"]
+__all__ = ["Decay", "check_decays", "field_of_leaves", "zeros"]
 
 
-def check_decays(**decays: float) -> None:
-    """Raises ValueError for a decay outside [0, 1)."""
+Decay = float | Float[Array, ""]
+
+
+def check_decays(**decays: Decay) -> None:
+    """Raises ValueError for a known decay outside [0, 1)."""
     for name, value in decays.items():
-        if not 0 <= value < 1:
+        if not isinstance(value, Tracer) and not 0 <= value < 1:
             raise ValueError(f"{name}: expected a decay in [0, 1), got {value}")
 
 

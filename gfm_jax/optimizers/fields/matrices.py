@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import Decay, check_decays, field_of_leaves, zeros
 
 __all__ = ["matrix_sign", "muon"]
 
@@ -59,7 +59,7 @@ def _svd(matrix):
     return jax.lax.platform_dependent(matrix, cpu=jax.custom_batching.sequential_vmap(thin), default=thin)
 
 
-def muon(decay: float = 0.95, nesterov: bool = True, orthogonalize: Callable = matrix_sign) -> OptimizerField:
+def muon(decay: Decay = 0.95, nesterov: bool = True, orthogonalize: Callable = matrix_sign) -> OptimizerField:
     r"""Muon, of matrices only, with optax's `mu`.
 
     .. math:: W' = -\mathrm{msign}(M), \qquad M' = \frac{G - M}{\tau}

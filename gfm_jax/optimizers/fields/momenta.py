@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from gfm_jax.base import OptimizerField
-from gfm_jax.optimizers.fields.leaves import check_decays, field_of_leaves, zeros
+from gfm_jax.optimizers.fields.leaves import Decay, check_decays, field_of_leaves, zeros
 
 __all__ = ["lion", "momentum", "nesterov", "sgd", "sign_sgd"]
 
@@ -28,7 +28,7 @@ def sign_sgd() -> OptimizerField:
     return field_of_leaves({}, lambda time, w, slots, g, lr: (-jnp.sign(g), {}))
 
 
-def momentum(decay: float = 0.9) -> OptimizerField:
+def momentum(decay: Decay = 0.9) -> OptimizerField:
     r"""Heavy ball, with optax's `trace` v_{k+1} = decay v_k + g as its slot.
 
     .. math:: w' = -v, \qquad v' = \frac{g - (1 - \beta) v}{lr}
@@ -51,7 +51,7 @@ def momentum(decay: float = 0.9) -> OptimizerField:
     return field_of_leaves({"trace": zeros}, velocity)
 
 
-def nesterov(decay: float = 0.9) -> OptimizerField:
+def nesterov(decay: Decay = 0.9) -> OptimizerField:
     r"""Nesterov's momentum, with optax's `trace`: w' = -(g + beta v), v' = (g - (1 - beta) v) / lr.
 
     Args:
@@ -70,7 +70,7 @@ def nesterov(decay: float = 0.9) -> OptimizerField:
     return field_of_leaves({"trace": zeros}, velocity)
 
 
-def lion(b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3) -> OptimizerField:
+def lion(b1: Decay = 0.9, b2: Decay = 0.99, weight_decay: float = 1e-3) -> OptimizerField:
     r"""Lion, with optax's `mu`.
 
     .. math:: w' = -\mathrm{sign}\big((1 - \beta_1) g + \beta_1 m\big) - \lambda w, \qquad m' = \frac{g - m}{\tau_2}
