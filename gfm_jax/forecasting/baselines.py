@@ -36,7 +36,7 @@ ROUNDING = 1e-6  # of the square of the leading mode
 
 
 def _combination(
-    name: str, weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]], **choices
+    name: str, weights_of_saves: Callable[[Trajectory, Horizon], Float[Array, " saves"]], **config
 ) -> Forecaster:
     """A forecaster that is a row of weights on the saves, which sum to one."""
 
@@ -48,7 +48,7 @@ def _combination(
         moved = weights_of_saves(prefix, horizon) @ (prefix.weights.astype(jnp.float32) - origin[None])
         return Forecast(origin + moved)
 
-    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **choices), forecast)
+    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **config), forecast)
 
 
 def persistence() -> Forecaster:
@@ -183,7 +183,7 @@ def _line(prefix, horizon, scale, clock, start):
 # --- modes of the motion: the same, with weights on the saves that depend on their Gram matrix ------------------------
 
 
-def _modal(name: str, weights_of_saves: Callable, *, per_tensor: bool = False, **choices) -> Forecaster:
+def _modal(name: str, weights_of_saves: Callable, *, per_tensor: bool = False, **config) -> Forecaster:
     """A forecaster from `(gram, prefix, horizon) -> weights on the saves`, of the whole motion or of every tensor's own.
 
     The Gram matrix [saves, saves] of the displacements from w_n is all that modes need, however many weights there are.
@@ -201,7 +201,7 @@ def _modal(name: str, weights_of_saves: Callable, *, per_tensor: bool = False, *
         ahead = jnp.concatenate([row @ part for row, part in zip(rows, parts, strict=True)])
         return Forecast(weights[-1] + ahead)
 
-    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **choices), forecast)
+    return forecaster_of(unfitted(f"forecasting.baselines.{name}", **config), forecast)
 
 
 def _saves_ahead(prefix: Trajectory, horizon: Horizon) -> Float[Array, ""]:

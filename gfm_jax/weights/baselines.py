@@ -42,7 +42,7 @@ class Coded(NamedTuple):
     model: PyTree
 
 
-def _from_zoo(name, draw, *, least=1, **choices):
+def _from_zoo(name, draw, *, least=1, **config):
     """A generator that keeps the zoo, of at least so many networks, by `draw(key, zoo, num, cond)`."""
 
     def keep(key, data, *, folder, progress):
@@ -51,7 +51,7 @@ def _from_zoo(name, draw, *, least=1, **choices):
         return Kept(zoo.weights, zoo.cond, scale)
 
     generate = lambda key, zoo, num, cond=None: draw(key, zoo, check_count("num", num), cond)
-    return Generator(Procedure(keep, config_of(f"weights.baselines.{name}", **choices)), generate)
+    return Generator(Procedure(keep, config_of(f"weights.baselines.{name}", **config)), generate)
 
 
 def _needed(cond, num, columns, where):
@@ -307,8 +307,8 @@ def hypernetwork(
         codes: Any = jax.vmap(functools.partial(module.apply, found))(cond)
         return decode_all(codec, params.codec, codes)
 
-    choices = {"codec": codec, "network": network, "num_steps": num_steps, "learning_rate": learning_rate}
-    return Generator(Procedure(fit_codes, config_of("weights.baselines.hypernetwork", **choices)), generate)
+    config = {"codec": codec, "network": network, "num_steps": num_steps, "learning_rate": learning_rate}
+    return Generator(Procedure(fit_codes, config_of("weights.baselines.hypernetwork", **config)), generate)
 
 
 def _perceptron(num_codes):

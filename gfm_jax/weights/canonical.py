@@ -170,7 +170,7 @@ def _products(leaf, target, axis):
     return jnp.matmul(rows(target), rows(leaf).T, precision="highest")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _by_evidence(symmetry):
     """The families in an order in which each finds most weights to go by, and the places that count for it by then."""
     of_axis = {place: number for number, family in enumerate(symmetry.families) for place in family.places}

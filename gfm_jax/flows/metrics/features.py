@@ -75,8 +75,8 @@ def classifier_features(
         number.
 
     >>> images, labels = jax.random.normal(jax.random.key(0), (8, 16)), jnp.arange(8) % 2
-    >>> held_out, choices = (images, labels), {"channels": (2,), "num_features": 5, "num_steps": 2}
-    >>> found = classifier_features(jax.random.key(1), images, labels, held_out, (4, 4, 1), **choices)
+    >>> held_out, config = (images, labels), {"channels": (2,), "num_features": 5, "num_steps": 2}
+    >>> found = classifier_features(jax.random.key(1), images, labels, held_out, (4, 4, 1), **config)
     >>> found.extract(images).shape
     (8, 5)
     """
