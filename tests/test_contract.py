@@ -71,7 +71,7 @@ def run_of(path, **parts):
 
 def recorded(path):
     """With all that a recorder keeps."""
-    state, rate = {"trace": 0.5 * path}, jnp.full(SAVES, 0.1)
+    state, rate = {"trace": 0.5 * path}, jnp.full(path.shape[:-1], 0.1)
     return run_of(path, mean_weights=0.9 * path, gradient=-path, state=state, learning_rate=rate)
 
 
@@ -189,7 +189,7 @@ def task_row(make, *args, variety=None):
 
 
 def windows(paths):
-    return forecasting.cut(run_of(paths), (0.4,))
+    return forecasting.cut(recorded(paths), (0.6,))
 
 
 SEGMENT = jnp.array([0, 0, 1, 1, 1, 1])
