@@ -123,6 +123,7 @@ BAD = {
     "num_steps": 0,
     "batch_size": 0,
     "fit_seeds": 0,
+    "coverage": 0.9,
     "field_steps": 2,
     "train_images": 513,
     "train_seeds": (0, 0, 0),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from experiments.gfm.config import Config
 from experiments.gfm.histories import HISTORIES
 from experiments.gfm.synthetic import SETTINGS
-from experiments.gfm.zoo import NETWORKS, OPTIMIZERS, UNSEEN_OPTIMIZER
+from experiments.gfm.zoo import NETWORKS, OPTIMIZERS, UNSEEN_OPTIMIZER, run_specs
 from gfm_jax.base import Trajectory
 from gfm_jax.forecasting import save_at
 from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
@@ -54,6 +54,11 @@ def check(config: Config) -> None:
     _names("more_optimizers", config.more_optimizers, known)
     _names("histories", config.histories, HISTORIES)
     _names("synthetic", config.synthetic, SETTINGS)
+
+    validation = sum(spec.split == "validation" for spec in run_specs(config))
+    if not 0 < config.coverage <= validation / (validation + 1) + 1e-9:
+        most = f"{validation / (validation + 1):.3f}, for {validation} validation runs"
+        raise ValueError(f"coverage: expected a probability above 0 and at most {most}, got {config.coverage}")
 
     run = Trajectory(save_steps(config.num_steps, config.num_saves), None)
     if not config.prefixes:

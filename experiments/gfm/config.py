@@ -34,13 +34,15 @@ class Config:
     more_optimizer_seeds: tuple[int, int, int] = (5, 5, 5)
     """The same of the networks and of the optimizers only to learn from."""
     prefixes: tuple[float, ...] = (0.2, 0.5)
-    """Shares of a run that are observed."""
+    """Fractions of a run that are observed."""
     histories: tuple[str, ...] = ("lfd2", "introspection", "wnn", "lstm", "transformer")
     """Learned predictors to compare with, beside the simple ones."""
     fit_seeds: int = 3
     """Fits of every learned predictor."""
     field_steps: int = 4000
     function_steps: int = 400
+    coverage: float = 0.9
+    """Of the intervals: the probability that a weight of a new run lies inside. For .9 it takes 9 validation runs."""
     coordinates: int | None = None
     """Of a run to learn from, how many weights are kept to fit fields to in weight space; all by default."""
     whole_runs: int = 8
@@ -73,6 +75,7 @@ PRESETS = {
         fit_seeds=1,
         field_steps=60,
         function_steps=20,
+        coverage=0.8,
         train_images=128,
         nowcast_steps=20,
         synthetic=(),

@@ -70,7 +70,7 @@ def _learn(exam, ledger, row, make: Callable[..., Forecaster], seed, key, num_st
     forecaster = make(losses=exam.lessons.losses)
     windows = exam.lessons.windows if start is None else exam.lessons.whole
     params, _ = fit(key, forecaster, windows, num_steps=num_steps, start=start, **progress(exam, row, seed))
-    calibrated, forecasts = _calibrated(params, exam.groups, exam.asked)
+    calibrated, forecasts = _calibrated(params, exam.groups, exam.asked, exam.config.coverage)
     if not jax.process_index():
         (exam.folder.parent / FITTED).mkdir(exist_ok=True)
         save(exam.folder.parent / FITTED / f"{row}-{seed}.safetensors", make(), calibrated)
@@ -82,8 +82,8 @@ def _learn(exam, ledger, row, make: Callable[..., Forecaster], seed, key, num_st
     return params, calibrated
 
 
-def _calibrated(params, groups: list[Cohort], asked: dict[float, list[Windows]]):
-    """Intervals from the validation runs, in every cell of optimizer, learning rate and prefix; and all forecasts."""
+def _calibrated(params, groups: list[Cohort], asked: dict[float, list[Windows]], coverage: float):
+    """Intervals from the validation runs, widened in cells of optimizer, learning rate and prefix; and all forecasts."""
     windows, rows, labels = [], [], []
     for prefix, parts in asked.items():
         for group, part in zip(groups, parts, strict=True):
@@ -91,7 +91,7 @@ def _calibrated(params, groups: list[Cohort], asked: dict[float, list[Windows]])
             windows.append(part)
             rows.append(np.array(chosen, int))
             labels.append([(prefix, group.specs[i].optimizer, group.specs[i].peak_rate) for i in chosen])
-    params, forecasts = calibrate_windows(params, windows, rows, labels)
+    params, forecasts = calibrate_windows(params, windows, rows, labels, coverage)
     num = len(groups)
     return params, {prefix: forecasts[i * num : (i + 1) * num] for i, prefix in enumerate(asked)}
 

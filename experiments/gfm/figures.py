@@ -60,7 +60,7 @@ def density(arrays):
 def coordinates(arrays):
     """The forecast of a few weights, with its interval, against what came."""
     weights, step, last = arrays["shown/weights"], arrays["shown/step"], int(arrays["shown/last"])
-    names = [("gfm_flow_map", LEARNED)]
+    names, percent = [("gfm_flow_map", LEARNED)], 100 * arrays["shown/coverage"]
     moved = np.abs(weights[-1] - weights[last])
     picked = np.argsort(-moved)[np.linspace(0, len(moved) // 8, 6).astype(int)]
     figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
@@ -69,9 +69,8 @@ def coordinates(arrays):
         axis.plot(step[last:], weights[last:, i], color=TRUTH, lw=1, ls=":", label="what came")
         for name, color in names:
             mean, low, high = (arrays[f"shown/{name}/{part}"][i] for part in ("weights", "lower", "upper"))
-            axis.errorbar(
-                step[-1] * 1.03, mean, [[mean - low], [high - mean]], fmt="o", ms=4, color=color, label="forecast, 90 %"
-            )
+            spread, label = [[mean - low], [high - mean]], f"forecast, {percent:.0f} %"
+            axis.errorbar(step[-1] * 1.03, mean, spread, fmt="o", ms=4, color=color, label=label)
         axis.axhline(weights[last, i], color=SIMPLE, lw=0.6)
         axis.set_title(f"weight {i}", fontsize=8)
     axes[0, 0].legend(frameon=False, fontsize=7)

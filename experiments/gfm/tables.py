@@ -86,6 +86,7 @@ def arrays_of(ledger: Ledger, exam: Exam, prefixes, flow_map: PyTree) -> dict[st
         "shown/weights": np.asarray(group.runs.weights[shown]),
         "shown/step": np.asarray(group.runs.step[shown]),
         "shown/last": np.array(save_at(group.runs, prefix)),
+        "shown/coverage": np.array(exam.config.coverage),
     }
     for part in ("weights", "lower", "upper"):
         arrays[f"shown/gfm_flow_map/{part}"] = np.asarray(getattr(forecast, part)[shown])
