@@ -108,21 +108,28 @@ def _checkpoint(params):
 
 
 def _scan(params):
-    num_consts, num_carried = params["num_consts"], params["num_carry"]
     body = _evaluate(params["jaxpr"])
 
     def run(*args):
-        consts, carried, rows = args[:num_consts], args[num_consts:][:num_carried], args[num_consts + num_carried :]
+        consts, carried, rows = _scanned(params, args)
 
         def step(carried, row):
             found = body(*consts, *carried, *row)
-            return found[:num_carried], found[num_carried:]
+            return found[: len(carried)], found[len(carried) :]
 
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
         carried, stacked = lax.scan(step, list(carried), list(rows), **options)
         return [*carried, *stacked]
 
     return run
+
+
+def _scanned(params, args):
+    """Constants, what is carried, and what is scanned over, of the arguments of a scan."""
+    if "ft_in" in params:  # since JAX 0.12
+        return map(list, params["ft_in"].update(args).unpack())
+    num_consts, num_carried = params["num_consts"], params["num_carry"]
+    return args[:num_consts], args[num_consts:][:num_carried], args[num_consts + num_carried :]
 
 
 def _while(params):

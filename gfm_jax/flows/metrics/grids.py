@@ -133,4 +133,4 @@ def off_support(
     check_finite("samples", samples)
     points = samples[:, None]
     inside = ((points >= lower[None]) & (points <= upper[None])).all(-1).any(-1)
-    return 1 - inside.mean()
+    return (~inside).mean()
