@@ -440,7 +440,7 @@ def conditioned(request):
     [
         (2000, np.eye(2), r"cond: expected a vector for each of 2000 samples, got shape \(2, 2\)"),
         (3, np.array([0, 1, 1]), r"cond: expected a vector for each of 3 samples, got shape \(3,\)"),
-        (3, [0.0, 1.0], r"cond: expected a vector for each of 3 samples, got shape \(2,\)"),
+        (3, [1.0], r"cond: expected a vector for each of 3 samples, got shape \(1,\)"),
         (3, None, "cond: expected 2 numbers for each of 3 samples, as in the fit, got none"),
         (3, np.eye(3), r"cond: expected 2 numbers for each sample, as in the fit, got shape \(3, 3\)"),
         (2, np.array([[1, np.nan], [0, 1]]), "cond: 1 of 2 points are not finite"),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Flow, Generator
 from gfm_jax.checks import check_count
-from gfm_jax.flows.flow_data import FlowParams, check_conditions, map_points, sources_of
+from gfm_jax.flows.flow_data import Conditions, FlowParams, check_conditions, map_points, sources_of
 from gfm_jax.solve import solve_flow, solve_flow_map
 
 __all__ = ["sample"]
@@ -57,7 +57,8 @@ def sample(
     >>> gfm.sample(jax.random.key(2), flow, params, 10, num_steps=2).shape
     (10, 2)
     """
-    if num is not None and cond is not None and jnp.ndim(cond) == 1:
+    known = getattr(getattr(params, "flow", params), "conditions", Conditions())
+    if num is not None and cond is not None and np.ndim(cond) == 1 and known.columns in (None, len(cond)):
         cond = jnp.broadcast_to(jnp.asarray(cond), (check_count("num", num), len(cond)))
     if num is None:
         given = x_0 if x_0 is not None else cond
