@@ -274,8 +274,8 @@ def test_bad_prefixes():
         check_forecast(prefix, Horizon(*(jnp.float32(0) for _ in range(3))))
     with pytest.raises(ValueError, match="finite weights"):
         check_forecast(prefix._replace(weights=put(prefix.weights, (2, 1), jnp.nan)), final)
-    with pytest.raises(ValueError, match="no layout"):
-        check_forecast(prefix._replace(layout=None), final)
+    one_tensor = check_forecast(prefix._replace(layout=None), final)[0].layout  # of what was fitted to no run
+    assert one_tensor.shapes == (prefix.weights.shape[-1:],)
     with pytest.raises(ValueError, match="no layout"):
         check_forecast(prefix._replace(layout=None), final, [Layout(("w",), ((7,),))])
     assert check_forecast(prefix._replace(layout=None), final, [prefix.layout])[0].layout == prefix.layout
