@@ -148,15 +148,13 @@ def _saves(saves, num_saves, num_steps) -> tuple[int, ...]:
     return check_saves(saves, num_steps)
 
 
-# Two compiled calls, so that all optimizers of one task share the first. It runs once a recording, and optimising it
-# would take longer than running it: with random numbers to draw, compilers spend seconds on it.
-
-
 def _start(task, num_steps, key, variety):
     key_init, key_draws = jax.random.split(key)
     return task.init(key_init, variety), task.draws(key_draws, num_steps, variety)
 
 
+# A batch starts by a program of its own, so that all optimizers of one task share it. It runs once a recording, and
+# optimising it would take longer than running it: with random numbers to draw, compilers spend seconds on it.
 @functools.partial(quick_jit, static_argnums=(0, 1, 2), level=1)
 def _start_many(task, num_steps, mesh, keys, variety):
     start = lambda runs: jax.lax.map(lambda run: _start(task, num_steps, *run), runs)

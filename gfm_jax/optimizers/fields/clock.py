@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from gfm_jax.checks import is_traced
 
 __all__ = ["matched_decay", "memory"]
 
@@ -50,7 +51,7 @@ def matched_decay(learning_rate: optax.ScalarOrSchedule, tau: float | Float[Arra
     >>> round(float(matched_decay(0.1, 1.0)(0)), 4)  # exp(-.1)
     0.9048
     """
-    if not isinstance(tau, Tracer) and not tau > 0:
+    if not is_traced(tau) and not tau > 0:
         raise ValueError(f"tau: expected a positive time, got {tau}")
     rate_at = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    return lambda count: jnp.exp(rate_at(count) / -tau)
+    return lambda count: jnp.exp(-jnp.asarray(rate_at(count)) / tau)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
+
+from gfm_jax.checks import is_traced
 
 __all__ = ["transformation_velocity"]
 
@@ -31,7 +32,7 @@ def transformation_velocity(
     >>> float(moved)
     -2.0
     """
-    if not isinstance(learning_rate, Tracer) and learning_rate <= 0:
+    if not is_traced(learning_rate) and learning_rate <= 0:
         raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}")
 
     def velocity(weights, state, gradient):

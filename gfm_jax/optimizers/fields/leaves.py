@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from gfm_jax.base import OptimizerField
+from gfm_jax.checks import is_traced
 
 __all__ = ["Decay", "check_decays", "field_of_leaves", "zeros"]
 
@@ -18,7 +18,7 @@ Decay = float | Float[Array, ""]
 def check_decays(**decays: Decay) -> None:
     """Raises ValueError for a known decay outside [0, 1)."""
     for name, value in decays.items():
-        if not isinstance(value, Tracer) and not 0 <= value < 1:
+        if not is_traced(value) and not 0 <= value < 1:
             raise ValueError(f"{name}: expected a decay in [0, 1), got {value}")
 
 
