@@ -19,7 +19,7 @@ from gfm_jax import datasets, flows, forecasting, networks, optimizers, pytrees,
 from gfm_jax.base import Horizon, Layout, Network, PathSample, Trajectory
 from gfm_jax.flows import metrics
 from gfm_jax.forecasting import baselines, gate, names
-from gfm_jax.forecasting.gradient_flow_matching import Params as FieldParams
+from gfm_jax.forecasting.field_forecaster import Params as FieldParams
 from gfm_jax.optimizers import fields
 from gfm_jax.weights import meta_learning, tuning
 

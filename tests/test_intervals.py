@@ -11,7 +11,7 @@ from runs import put
 from gfm_jax.base import Trajectory
 from gfm_jax.fitting import fit
 from gfm_jax.forecasting import calibrate, cut, flow_map, forecast_windows, gradient_flow_matching, self_distilled
-from gfm_jax.forecasting.gradient_flow_matching import calibrate_windows
+from gfm_jax.forecasting.calibration import calibrate_windows
 from gfm_jax.forecasting.intervals import UNIT, conformal
 from gfm_jax.pytrees import layout_of
 

@@ -18,8 +18,8 @@ from gfm_jax.forecasting import (
     laplace_nll,
     relative_huber,
 )
+from gfm_jax.forecasting.field_forecaster import Params
 from gfm_jax.forecasting.follow import displacement
-from gfm_jax.forecasting.gradient_flow_matching import Params
 from gfm_jax.forecasting.names import OUTPUTS, named
 from gfm_jax.forecasting.objectives import ERROR_WEIGHT, Draws, draw_moves, flow_map_loss
 

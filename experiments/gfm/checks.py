@@ -8,7 +8,7 @@ from experiments.gfm.synthetic import SETTINGS
 from experiments.gfm.zoo import NETWORKS, OPTIMIZERS, UNSEEN_OPTIMIZER, run_specs
 from gfm_jax.base import Trajectory
 from gfm_jax.forecasting import save_at
-from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
+from gfm_jax.forecasting.field_forecaster import FRACTIONS
 from gfm_jax.runs import save_steps
 
 __all__ = ["check"]

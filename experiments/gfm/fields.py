@@ -16,8 +16,8 @@ from gfm_jax import forecasting
 from gfm_jax.base import Forecaster
 from gfm_jax.fitting import fit
 from gfm_jax.forecasting import Windows, forecast_windows
+from gfm_jax.forecasting.calibration import calibrate_windows
 from gfm_jax.forecasting.gate import line_search
-from gfm_jax.forecasting.gradient_flow_matching import calibrate_windows
 from gfm_jax.forecasting.intervals import UNIT
 from gfm_jax.saving import save
 

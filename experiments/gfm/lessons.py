@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from experiments.gfm.evaluate import MAX_LOSS, rows_of, trained
 from experiments.gfm.zoo import Batch, record_zoo
 from gfm_jax.forecasting import Windows, cut, merge, thin
-from gfm_jax.forecasting.gradient_flow_matching import FEATURE_DROPOUT, FRACTIONS
+from gfm_jax.forecasting.field_forecaster import FEATURE_DROPOUT, FRACTIONS
 
 __all__ = ["Lessons", "learn_from"]
 

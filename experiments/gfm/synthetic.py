@@ -14,7 +14,7 @@ from experiments.gfm.evaluate import Cohort, forecast_cohort, observed
 from gfm_jax.base import Forecast, OptimizerField
 from gfm_jax.fitting import fit
 from gfm_jax.forecasting import baselines, flow_map, forecast_windows, save_at
-from gfm_jax.forecasting.gradient_flow_matching import FRACTIONS
+from gfm_jax.forecasting.field_forecaster import FRACTIONS
 from gfm_jax.forecasting.optimizer_flow import optimizer_flow
 from gfm_jax.optimizers.fields import adam, momentum, rmsprop, sgd
 from gfm_jax.runs import gradient_descent_end, heavy_ball_end, least_squares, linear_regression, record, save_steps

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from gfm_jax.base import Curvature, Trajectory
 from gfm_jax.convolutions import fast_in_loops
+from gfm_jax.forecasting.inputs import as_run
 from gfm_jax.forecasting.names import KRYLOV
-from gfm_jax.forecasting.validation import as_run
 
 __all__ = ["curvature_at", "measure_curvature", "metric", "no_curvature"]
 

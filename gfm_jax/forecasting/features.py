@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfm_jax.base import Features, Layout, Trajectory
 from gfm_jax.forecasting.evidence import HUGE, TINY, Evidence, complete, evidence, root
+from gfm_jax.forecasting.inputs import as_run, save_index
 from gfm_jax.forecasting.motion import grams, lengths, log_ratio, motion, recent_steps, since
 from gfm_jax.forecasting.names import KRYLOV, OF_UNITS, POOLED
-from gfm_jax.forecasting.validation import as_run, save_index
 from gfm_jax.pytrees import depths, output_axes, segment_ids
 
 __all__ = ["features_of", "from_first_motion", "line_weights", "observe"]

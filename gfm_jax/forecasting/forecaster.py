@@ -9,8 +9,9 @@ from jaxtyping import Array, PyTree
 
 from gfm_jax.base import Forecast, Forecaster, Horizon, Layout, Learner, Procedure, Trajectory, config_of
 from gfm_jax.checks import is_traced
+from gfm_jax.forecasting.inputs import as_run
 from gfm_jax.forecasting.prefix import horizon_at, horizon_at_step, prefix_of, save_at
-from gfm_jax.forecasting.validation import as_run, check_forecast, is_forecastable
+from gfm_jax.forecasting.validation import check_forecast, is_forecastable
 from gfm_jax.pytrees import map_rows
 
 __all__ = ["forecast", "forecaster_of", "unfitted"]

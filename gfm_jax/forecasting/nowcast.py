@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int
 from gfm_jax.base import Defaults, Forecast, Forecaster, Learner, config_of
 from gfm_jax.checks import check_count
 from gfm_jax.forecasting.displacement import relative_l1
+from gfm_jax.forecasting.draws import draw_pairs
 from gfm_jax.forecasting.features import observe
 from gfm_jax.forecasting.forecaster import forecaster_of
-from gfm_jax.forecasting.windows import cut_all, draw_pairs
+from gfm_jax.forecasting.windows import cut_all
 from gfm_jax.networks import LSTM, MLP, Transformer
 
 __all__ = ["introspection", "lstm", "transformer", "wnn"]

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from gfm_jax.base import Horizon
 from gfm_jax.flows import flow_matching_loss, interpolate, lagrangian, linear
 from gfm_jax.forecasting.displacement import function_space_loss, laplace_nll, relative_huber
+from gfm_jax.forecasting.draws import draw_pairs, draw_windows
 from gfm_jax.forecasting.field import FieldParams, Move, move
 from gfm_jax.forecasting.follow import clock, displacement, log_time, run_displacement, solved_displacement
 from gfm_jax.forecasting.names import DIRECTIONS, named
-from gfm_jax.forecasting.windows import Windows, draw_pairs, draw_windows
+from gfm_jax.forecasting.windows import Windows
 
 __all__ = [
     "Draws",

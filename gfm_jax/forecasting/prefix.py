@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from gfm_jax.base import Horizon, Trajectory
 from gfm_jax.checks import is_traced
-from gfm_jax.forecasting.validation import as_run, save_index
+from gfm_jax.forecasting.inputs import as_run, save_index
 
 __all__ = ["horizon_at", "horizon_at_step", "prefix_of", "save_at"]
 
