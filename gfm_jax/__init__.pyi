@@ -26,6 +26,8 @@ from .runs import (
     save_steps,
     split,
     take,
+    trajectory,
+    watch,
     with_slots,
 )
 from .saving import load, save
@@ -97,7 +99,9 @@ __all__ = [
     "solve_flow",
     "split",
     "take",
+    "trajectory",
     "unravel",
+    "watch",
     "weights",
     "with_defaults",
     "with_slots",

@@ -18,10 +18,9 @@ from gfm_jax.runs.regression import (
 from gfm_jax.runs.slots import optimizer_slots, with_slots
 from gfm_jax.runs.storage import CorruptRecording, open_recording, record_to_disk, verify
 from gfm_jax.runs.streamed import streamed
+from gfm_jax.runs.watch import trajectory, watch
 
 __all__ = [
-    "split",
-    "take",
     "ByClass",
     "CorruptRecording",
     "PARTS",
@@ -48,7 +47,11 @@ __all__ = [
     "record",
     "record_to_disk",
     "save_steps",
+    "split",
     "streamed",
+    "take",
+    "trajectory",
     "verify",
+    "watch",
     "with_slots",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 __all__ = ["optimizer_slots", "unrecorded_state", "with_slots"]
 
-HYPERPARAMETERS = {"hyperparams", "hyperparams_states"}  # of optax.inject_hyperparams: numbers, no slots
+NO_SLOTS = {"hyperparams", "hyperparams_states", "watched"}  # of optax.inject_hyperparams, and the history of `watch`
 
 
 class _Places(NamedTuple):
@@ -116,7 +116,7 @@ def _places(state, weights):
     for i, (path, leaf) in enumerate(state_leaves):
         names = _names(path)
         j, prefix = found(names)
-        if j is None or HYPERPARAMETERS & set(prefix):
+        if j is None or NO_SLOTS & set(prefix):
             continue
         if prefix in groups and j in groups[prefix]:
             bad.add(prefix)

@@ -1,0 +1,152 @@
+"""The history of a run in fixed memory: saves that stay evenly spread, however long the run becomes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from gfm_jax.optimizers.accumulators import as_accumulator, zero_accumulators
+
+__all__ = ["MEANS", "OFF_START", "History", "new_history", "saved"]
+
+MEANS = ("loss", "mean_weights", "gradient")  # over the steps since the save before
+BEFORE = ("loss", "gradient")  # of these, what is known before a step: the segment that ends at a save does without it
+OFF_START = ("weights", "mean_weights")  # kept as what they are off the first weights
+
+
+class History(NamedTuple):
+    """The saves of a run so far. They stay in the rows that they were written to; `order` says which save is where.
+
+    Attributes:
+      count: updates taken.
+      stride: steps between saves.
+      num: saves that are held.
+      order: the row of each save, and from `num` on the rows that are free.
+      time, rate: the sum of the learning rates of the updates taken, and the last of them; None without rates.
+      moments: of each row, its step, time, learning rate and loss, [rows].
+      start: the weights at first.
+      rows: by part, a tree like the weights, with leaves [rows, ...]; of weights and mean weights, what they are off `start`.
+      sums: by part, since the last save: of losses, and of what is kept as a mean.
+    """
+
+    count: Int[Array, ""]
+    stride: Int[Array, ""]
+    num: Int[Array, ""]
+    order: Int[Array, " rows"]
+    time: Float[Array, ""] | None
+    rate: Float[Array, ""] | None
+    moments: dict[str, Array]
+    start: PyTree
+    rows: dict[str, PyTree]
+    sums: dict[str, PyTree]
+
+
+def new_history(like: dict[str, PyTree], num_saves: int, dtype, rate: Float[Array, ""] | None) -> History:
+    """A history without a save.
+
+    Args:
+      like: by part, a tree of the shapes to keep; "weights" as they are at first.
+      num_saves: rows, an even number.
+      dtype: of the rows.
+      rate: the first learning rate, None where the clock is the number of steps.
+    """
+    names = ("step", "loss") if rate is None else ("step", "time", "learning_rate", "loss")
+    row = lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf, dtype=dtype), (num_saves, *jnp.shape(leaf)))
+    return History(
+        count=jnp.zeros((), jnp.int32),
+        stride=jnp.ones((), jnp.int32),
+        num=jnp.zeros((), jnp.int32),
+        order=jnp.arange(num_saves, dtype=jnp.int32),
+        time=None if rate is None else jnp.zeros((), jnp.float32),
+        rate=rate,
+        moments={name: jnp.zeros(num_saves, jnp.int32 if name == "step" else jnp.float32) for name in names},
+        start=jax.tree.map(
+            lambda leaf: jnp.array(leaf, copy=True), like["weights"]
+        ),  # the weights may be donated as well
+        rows=jax.tree.map(row, like),
+        sums={name: zero_accumulators(tree) for name, tree in like.items() if name in MEANS} | {"loss": jnp.zeros(())},
+    )
+
+
+def saved(history: History, now: dict[str, PyTree]) -> History:
+    """The history with what is known at step `count`, before its update is taken: saved there, where the stride says so.
+
+    A mean is taken over the segment that ends at a save: the weights after each of its steps, the losses and gradients before
+    them. At save 0 it is what is known there.
+    """
+    now = now | {name: _less(now[name], history.start) for name in OFF_START if name in now}
+    due = history.count % history.stride == 0
+    history = _halved(history, due & (history.num == len(history.order)))
+    due = history.count % history.stride == 0  # by the stride as it is now
+    steps = jnp.where(history.count == 0, 1, history.stride)
+    sums = dict(history.sums)
+    if "mean_weights" in sums:
+        sums["mean_weights"] = _plus(sums["mean_weights"], now["mean_weights"])
+    ended = dict(sums)
+    for name in set(BEFORE) & set(sums):  # loss and gradient of the first minibatch
+        ended[name] = jax.tree.map(lambda total, new: jnp.where(history.count == 0, new, total), sums[name], now[name])
+    row = history.order[jnp.minimum(history.num, len(history.order) - 1)]
+
+    def write(_, rows):
+        kept = {name: now[name] for name in rows} | {
+            name: jax.tree.map(lambda total: total / steps.astype(total.dtype), ended[name])
+            for name in ended
+            if name in rows
+        }
+        put = lambda array, new: jax.lax.dynamic_update_index_in_dim(array, new.astype(array.dtype), row, 0)
+        return jax.tree.map(put, rows, kept)
+
+    # A loop of one step or none: it works in place, where a branch would copy the rows.
+    rows = jax.lax.fori_loop(0, due.astype(jnp.int32), write, history.rows)
+    numbers = {
+        "step": history.count,
+        "time": history.time,
+        "learning_rate": history.rate,
+        "loss": ended["loss"] / steps,
+    }
+    moments = {
+        name: array.at[row].set(jnp.where(due, numbers[name], array[row])) for name, array in history.moments.items()
+    }
+    sums = jax.tree.map(lambda total: jnp.where(due, 0, total), sums)
+    for name in set(BEFORE) & set(sums):
+        sums[name] = _plus(sums[name], now[name])
+    return history._replace(num=history.num + due, moments=moments, rows=rows, sums=sums)
+
+
+def _halved(history: History, full) -> History:
+    """Every other save goes, where the rows are full; its means pass into those of the save after it."""
+    order, stride = history.order, history.stride
+    last = order[-1]
+
+    def merge(k, parts):
+        gone, stays = order[2 * k + 1], order[2 * k + 2]
+        mean = lambda array: array.at[stays].set((array[gone] + array[stays]) / 2)
+        return jax.tree.map(mean, parts)
+
+    means = {name: history.rows[name] for name in MEANS if name in history.rows}
+    means |= {"loss": history.moments["loss"]}
+    sums = jax.tree.map(
+        lambda total, array: jnp.where(
+            full, total + stride.astype(total.dtype) * array[last].astype(total.dtype), total
+        ),
+        history.sums,
+        means,
+    )
+    means = jax.lax.fori_loop(0, jnp.where(full, len(order) // 2 - 1, 0), merge, means)
+    return history._replace(
+        stride=jnp.where(full, 2 * stride, stride),
+        num=jnp.where(full, len(order) // 2, history.num),
+        order=jnp.where(full, jnp.concatenate([order[::2], order[1::2]]), order),
+        moments=history.moments | {"loss": means.pop("loss")},
+        rows=history.rows | means,
+        sums=sums,
+    )
+
+
+def _less(tree, other):
+    return jax.tree.map(lambda a, b: as_accumulator(jnp.asarray(a)) - as_accumulator(b), tree, other)
+
+
+def _plus(total, new):
+    return jax.tree.map(lambda a, b: a + as_accumulator(jnp.asarray(b)), total, new)
