@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import PyTree
 
 from gfm_jax.layers import parts_of
 
-__all__ = ["check_parameters", "leaf_names"]
+__all__ = ["check_parameters", "leaf_names", "statistics_among"]
 
 # Collections of flax that hold no parameters.
 COLLECTIONS = {"batch_stats", "cache", "intermediates", "perturbations", "_overwrite_with_gradient"}
@@ -122,6 +123,19 @@ def _check_collections(paths, name):
 
 
 def _check_statistics(names, name):
+    if found := statistics_among(names):
+        raise ValueError(
+            f"{name}: expected parameters alone, got what its name tells to be a running statistic or a constant: "
+            f"{_several(found)}; take it out, and hand it to the network in a closure, since it is not to be trained"
+        )
+
+
+def statistics_among(names: Sequence[str]) -> list[str]:
+    """Those names that tell of a running statistic, a counter or a constant, which no optimizer moves.
+
+    >>> statistics_among(["bn.weight", "bn.running_mean", "BatchNorm_0/scale", "BatchNorm_0/var"])
+    ['bn.running_mean', 'BatchNorm_0/var']
+    """
     siblings: dict[tuple, set[str]] = {}
     split = [parts_of(own) for own in names]
     for *parent, last in filter(None, split):
@@ -140,11 +154,7 @@ def _check_statistics(names, name):
             or bool({"mean_ema", "var_ema"} & set(parent))
         )
 
-    if found := [own for own, parts in zip(names, split, strict=True) if parts and is_statistic(parts)]:
-        raise ValueError(
-            f"{name}: expected parameters alone, got what its name tells to be a running statistic or a constant: "
-            f"{_several(found)}; take it out, and hand it to the network in a closure, since it is not to be trained"
-        )
+    return [own for own, parts in zip(names, split, strict=True) if parts and is_statistic(parts)]
 
 
 # --- dtypes ---------------------------------------------------------------------------------------------------------------

@@ -605,14 +605,17 @@ ELSEWHERE = {
 NOT_OF_ARRAYS = {
     "forecasting.Coefficients": "the network inside `move`",
     **dict.fromkeys(("datasets.load_dataset", "fitting.seconds_of", "load", "save"), DISK),
-    **dict.fromkeys(("runs.open_recording", "runs.record_to_disk", "runs.verify"), DISK),
-    **dict.fromkeys(("base.config_of", "fitting.with_defaults"), "makes a record of functions and choices"),
+    **dict.fromkeys(("runs.open_recording", "runs.read_checkpoints", "runs.record_to_disk", "runs.verify"), DISK),
+    **dict.fromkeys(
+        ("base.config_of", "fitting.with_defaults", "runs.watch"), "makes a record of functions and choices"
+    ),
     **dict.fromkeys(("fitting.fit", "forecasting.calibrate", "flows.metrics.classifier_features"), "fits, for minutes"),
     **dict.fromkeys(("flows.fit_gaussian", "flows.metrics.exact_wasserstein", "flows.optimal_transport"), HOST),
     **dict.fromkeys(("forecasting.merge", "forecasting.thin", "runs.by_class", "runs.class_subsets"), HOST),
     **dict.fromkeys(("optimizers.chebyshev_growth", "optimizers.chebyshev_interval"), HOST),
     **dict.fromkeys(("forecasting.cut_all", "forecasting.sound_runs"), "leaves out runs by their values"),
     **dict.fromkeys(("forecasting.save_at", "runs.save_steps", "weights.tokens_of", "weights.label_codes"), STATIC),
+    "runs.trajectory": "has as many saves as its values say",
     **dict.fromkeys(("weights.find_symmetry", "weights.find_relabeling"), STATIC),
     **dict.fromkeys((f"pytrees.{n}" for n in ("check_parameters", "depths", "layout_from_dict", "layout_of")), STATIC),
     **dict.fromkeys((f"pytrees.{n}" for n in ("layout_to_dict", "output_axes", "segment_ids")), STATIC),

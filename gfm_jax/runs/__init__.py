@@ -1,6 +1,7 @@
 """Training runs as data: the tasks that are trained, recorded by the hundred and kept on disk."""
 
 from gfm_jax.runs.batches import split, take
+from gfm_jax.runs.checkpoints import read_checkpoints
 from gfm_jax.runs.classification import classification
 from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structures
 from gfm_jax.runs.few_shot import ByClass, by_class, class_subsets, draw_support, few_shot, labels_among
@@ -44,6 +45,7 @@ __all__ = [
     "open_recording",
     "optimizer_slots",
     "quadratic",
+    "read_checkpoints",
     "record",
     "record_to_disk",
     "save_steps",

@@ -82,14 +82,14 @@ def watch(
     optimizer = optax.with_extra_args_support(optimizer)
     keep = tuple(keep)
 
-    def init(params):
+    def init(params) -> Any:
         check_parameters(params, "params")
         inner_state = optimizer.init(params)
         like = {"weights": params} | _parts(keep, params, params, inner_state)
         rate = _rate(learning_rate, inner_state, jnp.zeros((), jnp.int32))
         return WatchState(inner_state, new_history(like, num_saves, dtype, rate))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, **extra) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("params: expected the weights, as in optimizer.update(gradient, state, weights), got None")
         inner_state, history = state
@@ -97,14 +97,14 @@ def watch(
         history = saved(history, {"loss": loss, "weights": params} | _parts(keep, params, updates, inner_state))
         updates, inner_state = optimizer.update(updates, inner_state, params, **extra)
         rate = _rate(learning_rate, inner_state, history.count)
-        if rate is not None:
+        if rate is not None and history.time is not None:
             history = history._replace(time=history.time + rate, rate=rate)
         return updates, WatchState(inner_state, history._replace(count=history.count + 1))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(optimizer, learning_rate, num_saves, keep, dtype):
+def _check(optimizer, learning_rate: Any, num_saves, keep, dtype):
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         got = "a function; call it with its learning rate" if callable(optimizer) else type(optimizer).__name__
         raise ValueError(f"optimizer: expected an optax transformation, such as optax.adam(1e-3), got {got}")
@@ -115,8 +115,9 @@ def _check(optimizer, learning_rate, num_saves, keep, dtype):
         raise ValueError(f"keep: expected a sequence of parts among {', '.join(OPTIONAL)}, got {got}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: expected a floating-point type, got {dtype!r}")
-    known = learning_rate is not None and not callable(learning_rate) and not is_traced(learning_rate)
-    if known and not (np.ndim(learning_rate) == 0 and 0 <= learning_rate < np.inf):
+    if learning_rate is None or callable(learning_rate) or is_traced(learning_rate):
+        return
+    if not (np.ndim(learning_rate) == 0 and 0 <= learning_rate < np.inf):
         raise ValueError(f"learning_rate: expected a schedule, or a finite number from 0 on, got {learning_rate!r}")
 
 
@@ -177,8 +178,8 @@ def trajectory(opt_state: PyTree, weights: PyTree | None = None) -> Trajectory:
     if not num:
         raise ValueError("opt_state: expected the state of at least one update, got one of none")
     order = np.asarray(_array(history.order))[:num]
-    numbers = {name: _array(array)[order] for name, array in history.moments.items()}
-    saves = {name: _flat(tree, order) for name, tree in history.rows.items() if name != "state"}
+    numbers: dict[str, Any] = {name: _array(array)[order] for name, array in history.moments.items()}
+    saves: dict[str, Any] = {name: _flat(tree, order) for name, tree in history.rows.items() if name != "state"}
     slots = {name: _flat(tree, order) for name, tree in history.rows.get("state", {}).items()}
     if weights is not None:
         now = _now(state, weights, layout, int(_array(history.count)) - int(numbers["step"][-1]))
@@ -229,7 +230,7 @@ def _find(opt_state) -> WatchState:
     return WatchState(found[0]["inner_state"], History(**{name: watched.get(name) for name in History._fields}))
 
 
-def _array(leaf):
+def _array(leaf) -> Any:
     """The array of a leaf, which NNX holds in a variable; None as it is."""
     return next((jnp.asarray(array) for array in jax.tree.leaves(leaf)), None)
 
