@@ -13,6 +13,7 @@ from .forecasting import (
     optimizer_flow,
     prefix_of,
 )
+from .networks import refresh_statistics
 from .optimizers import adams_bashforth, chebyshev, explicit_runge_kutta, heun, joint_runge_kutta, leapfrog, rk4
 from .pytrees import layout_of, ravel, unravel
 from .runs import (
@@ -92,6 +93,7 @@ __all__ = [
     "read_checkpoints",
     "record",
     "record_to_disk",
+    "refresh_statistics",
     "rk4",
     "runs",
     "sample",

@@ -615,6 +615,7 @@ NOT_OF_ARRAYS = {
     **dict.fromkeys(("optimizers.chebyshev_growth", "optimizers.chebyshev_interval"), HOST),
     **dict.fromkeys(("forecasting.cut_all", "forecasting.sound_runs"), "leaves out runs by their values"),
     **dict.fromkeys(("forecasting.save_at", "runs.save_steps", "weights.tokens_of", "weights.label_codes"), STATIC),
+    "networks.refresh_statistics": "takes an iterable of batches",
     "runs.trajectory": "has as many saves as its values say",
     **dict.fromkeys(("weights.find_symmetry", "weights.find_relabeling"), STATIC),
     **dict.fromkeys((f"pytrees.{n}" for n in ("check_parameters", "depths", "layout_from_dict", "layout_of")), STATIC),

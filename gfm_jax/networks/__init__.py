@@ -6,6 +6,7 @@ from gfm_jax.networks.initial import init_network
 from gfm_jax.networks.mlp import MLP, TimeMLP
 from gfm_jax.networks.sequence import LSTM, Transformer
 from gfm_jax.networks.sets import DeepSet, SetTransformer, WithContext
+from gfm_jax.networks.statistics import refresh_statistics
 from gfm_jax.networks.unet import UNet
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "UNet",
     "WithContext",
     "init_network",
+    "refresh_statistics",
 ]
