@@ -17,6 +17,8 @@ import safetensors.flax
 from flax.training.train_state import TrainState
 
 import gfm_jax as gfm
+from gfm_jax.runs.checkpoint_formats import entries_of
+from gfm_jax.runs.checkpoint_writing import write_checkpoint
 
 STEPS = [0, 50, 100, 1000]
 
@@ -90,6 +92,41 @@ def test_every_format(tmp_path, kind):
     np.testing.assert_array_equal(again.weights, run.weights)
     forecast = gfm.forecast(gfm.forecasting.baselines.log_time(), (), run, until=2000)
     assert np.isfinite(forecast.weights).all()
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "npz", "safetensors", "shards", "orbax", "orbax manager"])
+def test_weights_go_back_into_the_format(tmp_path, kind):
+    """The new checkpoint holds the new weights in the old dtypes, and all else as it was."""
+    old = write(tmp_path, kind)[-1]
+    run = gfm.read_checkpoints(tmp_path, learning_rate=0.1)
+    new = tmp_path / f"{'2000' if kind == 'orbax manager' else 'step_2000'}{old.suffix}"
+    write_checkpoint(new, run.weights[0], run.layout, like=old)
+    again = gfm.read_checkpoints([tmp_path / old, new], [1000, 2000], 0.1)
+    np.testing.assert_array_equal(again.weights[1], run.weights[0])
+    entries = [{entry.path: entry for entry in entries_of(path)} for path in (old, new)]
+    assert entries[0].keys() == entries[1].keys()
+    for place, entry in entries[0].items():
+        assert entry.dtype == entries[1][place].dtype, place
+        if not {"params"} & set(place) and "Dense" not in place[0] and "BatchNorm" not in place[0]:
+            np.testing.assert_array_equal(entry.read(), entries[1][place].read())
+    with pytest.raises(ValueError, match="path: expected a name that is free"):
+        write_checkpoint(new, run.weights[0], run.layout, like=old)
+
+
+def test_weights_that_cannot_go_back(tmp_path):
+    save_npz(tmp_path, step_1=W, step_2=W)
+    run = gfm.read_checkpoints(tmp_path, learning_rate=0.1)
+    like, new = tmp_path / "step_2.npz", tmp_path / "new.npz"
+    with pytest.raises(ValueError, match=r"weights: expected shape \(9,\), as the layout has it, got \(8,\)"):
+        write_checkpoint(new, run.weights[0][1:], run.layout, like)
+    with pytest.raises(ValueError, match="weights: expected finite numbers"):
+        write_checkpoint(new, run.weights[0] * np.nan, run.layout, like)
+    save_npz(tmp_path, other={"w": W["w"]})
+    with pytest.raises(
+        ValueError, match=r"like: expected the tensors of the layout in .*other.npz, which differs in b"
+    ):
+        write_checkpoint(new, run.weights[0], run.layout, tmp_path / "other.npz")
+    assert not new.exists()
 
 
 def test_depths_and_names_are_those_of_the_pytree(tmp_path):
@@ -173,6 +210,8 @@ def test_kernels_of_torch_in_the_order_of_flax(tmp_path):
     assert dict(zip(run.layout.names, run.layout.shapes, strict=True)) == {
         "conv.weight": (4, 2, 3, 2), "emb.weight": (5, 2), "fc.weight": (3, 2),
     }  # fmt: skip
+    write_checkpoint(tmp_path / "new.npz", run.weights[0], run.layout, tmp_path / "step_1.npz")
+    np.testing.assert_array_equal(np.load(tmp_path / "new.npz")["conv.weight"], arrays["conv.weight"])
     np.testing.assert_array_equal(run.weights[0, -6:], arrays["fc.weight"].T.ravel())
     np.testing.assert_array_equal(run.weights[0, :48], arrays["conv.weight"].transpose(2, 3, 1, 0).ravel())
 
@@ -288,8 +327,13 @@ def test_torch():
         names = sorted(name for name, tensor in state.items() if "running" not in name and tensor.is_floating_point())
         assert run.layout.names == tuple(names)
         np.testing.assert_array_equal(run.weights[0], np.concatenate([state[name].numpy().ravel() for name in names]))
+        write_checkpoint(f"{folder}/new.pt", 2 * run.weights[0], run.layout, f"{folder}/step_20.pt")
+        new = torch.load(f"{folder}/new.pt", weights_only=True)
+        assert new["epoch"] == 1
+        model.load_state_dict(new["model_state_dict"])
+        np.testing.assert_array_equal(model.state_dict()["0.weight"].numpy().ravel(), 2 * run.weights[0][4:16])
         torch.save(print, f"{folder}/step_30.pt")
         with pytest.raises(
             ValueError, match=r"step_30.pt: expected a whole checkpoint in the format torch, but it cannot be read"
         ):
-            gfm.read_checkpoints(folder, learning_rate=0.1)
+            gfm.read_checkpoints([f"{folder}/step_10.pt", f"{folder}/step_30.pt"], learning_rate=0.1)

@@ -1,6 +1,7 @@
 """Training runs as data: the tasks that are trained, recorded by the hundred and kept on disk."""
 
 from gfm_jax.runs.batches import split, take
+from gfm_jax.runs.checkpoint_writing import write_checkpoint
 from gfm_jax.runs.checkpoints import read_checkpoints
 from gfm_jax.runs.classification import classification
 from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structures
@@ -56,4 +57,5 @@ __all__ = [
     "verify",
     "watch",
     "with_slots",
+    "write_checkpoint",
 ]

@@ -1,6 +1,7 @@
 """The formats of checkpoints: what a file or folder holds, tensor by tensor, read when it is asked for."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -11,7 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["Entry", "checkpoints_in", "entries_of", "format_of"]
+__all__ = [
+    "Entry",
+    "checkpoints_in",
+    "entries_of",
+    "format_of",
+    "index_of",
+    "orbax_trees",
+    "metadata_of",
+    "torch_tree",
+]
 
 SUFFIXES = {
     ".safetensors": "safetensors",
@@ -148,8 +158,16 @@ def _safetensors(path):
             Entry((name,), tuple(part.get_shape()), _dtype(part.get_dtype()), lambda name=name: read(name))
             for name, part in slices.items()
         ]
-        step = (file.metadata() or {}).get("step")
+    step = (metadata_of(path) or {}).get("step")
     return entries + ([_number("step", int(step))] if step and step.isdigit() else [])
+
+
+def metadata_of(path: pathlib.Path) -> dict[str, str] | None:
+    """The metadata of a file of safetensors, among them perhaps its step."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="flax") as file:
+        return file.metadata()
 
 
 def _dtype(name):
@@ -161,8 +179,13 @@ def _dtype(name):
     return np.dtype({"F": "float", "I": "int", "U": "uint"}[match[1]] + match[2]) if match else np.dtype(object)
 
 
+def index_of(path: pathlib.Path) -> pathlib.Path:
+    """The file that says which shard holds which tensor."""
+    return path if path.is_file() else sorted(path.glob(INDEX))[0]
+
+
 def _shards(path):
-    index = path if path.is_file() else sorted(path.glob(INDEX))[0]
+    index = index_of(path)
     where = json.loads(index.read_text())["weight_map"]
     entries = {}
     for file in sorted(set(where.values())):
@@ -195,7 +218,8 @@ def _msgpack(path):
     return _of_tree(serialization.msgpack_restore(path.read_bytes()), np.asarray)
 
 
-def _torch(path):
+def torch_tree(path: pathlib.Path) -> Any:
+    """What torch wrote: weights, numbers and containers of them, no other pickle."""
     try:
         import torch  # pyright: ignore[reportMissingImports]  where the user has it
     except ImportError as error:
@@ -203,7 +227,12 @@ def _torch(path):
             f"{path}: reading PyTorch's checkpoints needs torch; install it, or write safetensors"
         ) from error
 
-    tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _torch(path):
+    tree = torch_tree(path)
+    import torch  # pyright: ignore[reportMissingImports]
 
     def array(tensor):
         if isinstance(tensor, torch.Tensor):
@@ -214,30 +243,47 @@ def _torch(path):
     return _of_tree(tree, array, lambda leaf: kind(leaf) if isinstance(leaf, torch.Tensor) else np.asarray(leaf).dtype)
 
 
+def orbax_trees(path: pathlib.Path) -> dict[str, Any]:
+    """The trees of a checkpoint of orbax, as NumPy arrays, whatever devices they were on: by the name of the item, "" of the
+    one tree of a checkpoint without items."""
+    import orbax.checkpoint as ocp
+
+    checkpointer = ocp.PyTreeCheckpointer()
+    trees = {}
+    for name, folder in _trees_in(path).items():
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(checkpointer, folder))
+        trees[name] = checkpointer.restore(folder.resolve(), restore_args=as_numpy)
+    return trees
+
+
+def _trees_in(path):
+    return {"": path} if _is_orbax(path) else {item.name: item for item in _items(path)}
+
+
+def _metadata(checkpointer, item):
+    about = checkpointer.metadata(item.resolve())
+    about = getattr(about, "item_metadata", about)
+    return getattr(about, "tree", about)
+
+
 def _orbax(path):
     import orbax.checkpoint as ocp
 
-    items = [path] if _is_orbax(path) else _items(path)
+    items, checkpointer, whole = _trees_in(path), ocp.PyTreeCheckpointer(), {}
+
+    def read(name, place):
+        if not whole:  # read once, with the first of its tensors, and forgotten with the entries
+            with _named(path, "orbax"):
+                whole.update({name: _leaves(tree) for name, tree in orbax_trees(path).items()})
+        return np.asarray(whole[name][place])
+
     entries = []
-    for item in items:
-        under = () if len(items) == 1 else (item.name,)
-        checkpointer = ocp.PyTreeCheckpointer()
-        about = checkpointer.metadata(item.resolve())
-        about = getattr(about, "item_metadata", about)
-        about = getattr(about, "tree", about)
-        whole = {}
-
-        def read(place, item=item, about=about, whole=whole, checkpointer=checkpointer):
-            with _named(item, "orbax"):
-                if not whole:  # read once, with the first of its tensors, and forgotten with the entries
-                    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), about)
-                    whole["tree"] = checkpointer.restore(item.resolve(), restore_args=as_numpy)
-                return np.asarray(_leaves(whole["tree"])[place])
-
-        for place, leaf in _leaves(about).items():
+    for name, folder in items.items():
+        under = () if len(items) == 1 else (name,)
+        for place, leaf in _leaves(_metadata(checkpointer, folder)).items():
             shape = tuple(getattr(leaf, "shape", None) or ())
             dtype = np.dtype(getattr(leaf, "dtype", None) or np.int64)
-            entries.append(Entry((*under, *place), shape, dtype, lambda place=place, read=read: read(place)))
+            entries.append(Entry((*under, *place), shape, dtype, functools.partial(read, name, place)))
     return entries
 
 

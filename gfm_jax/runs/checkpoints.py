@@ -1,6 +1,5 @@
 """A run of one's own from its checkpoints: in any common format, tensor by tensor."""
 
-import contextlib
 import itertools
 import os
 import pathlib
@@ -20,7 +19,7 @@ from gfm_jax.layers import output_axis
 from gfm_jax.parameters import statistics_among
 from gfm_jax.runs.checkpoint_formats import Entry, checkpoints_in, entries_of, format_of
 
-__all__ = ["read_checkpoints"]
+__all__ = ["parameters_in", "read_checkpoints", "transposition"]
 
 # Where parameters lie in a checkpoint that holds more: the first of these that there is, again and again.
 PARTS = ("params", "model", "model_state_dict", "state_dict", "module", "weights")
@@ -91,7 +90,7 @@ def read_checkpoints(
 
 def _look(path, part, with_step) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """The shapes of a checkpoint's parameters, and its step; none of its weights stays in memory."""
-    parameters, others = _parameters(path, part)
+    parameters, others = parameters_in(path, part)
     return {name: entry.shape for name, entry in parameters.items()}, _step(path, others) if with_step else None
 
 
@@ -158,7 +157,7 @@ def _clock(learning_rate, steps, order):
 # --- parameters and what is beside them -------------------------------------------------------------------------------
 
 
-def _parameters(path, part) -> tuple[dict[str, Entry], list[Entry]]:
+def parameters_in(path, part) -> tuple[dict[str, Entry], list[Entry]]:
     """The parameters of a checkpoint by name, and what else it holds."""
     entries = entries_of(path)
     prefix = tuple(re.split(r"[/.]", part)) if part else ()
@@ -224,12 +223,12 @@ def _layout(paths, shapes, transpose):
             if own[name] != shape:
                 raise ValueError(f"{path}: expected {name} of shape {shape}, as in {paths[0]}, got {own[name]}")
     convention = "torch" if format_of(paths[0]) == "torch" else None
-    axes = {name: _axes(name, shape, convention) if transpose else None for name, shape in first.items()}
+    axes = {name: transposition(name, shape, convention) if transpose else None for name, shape in first.items()}
     turned = [tuple(shape[k] for k in axes[name] or range(len(shape))) for name, shape in first.items()]
     return Layout(tuple(first), tuple(turned), "flax" if transpose else convention), axes
 
 
-def _axes(name, shape, convention):
+def transposition(name, shape, convention):
     """The axes of a torch kernel [out, in, ...] in flax's order [..., in, out]; None of what stays."""
     if len(shape) < 2 or output_axis(name, shape, convention) != 0:
         return None
@@ -239,7 +238,7 @@ def _axes(name, shape, convention):
 def _read(paths, part, layout, axes, dtype):
     weights = _empty((len(paths), layout.dim), dtype)
     for row, path in zip(weights, paths, strict=True):
-        parameters, _ = _parameters(path, part)
+        parameters, _ = parameters_in(path, part)
         begin = 0
         for name, size in zip(layout.names, layout.sizes, strict=True):
             array = parameters[name].read()
@@ -257,13 +256,13 @@ def _empty(shape, dtype):
     size = int(np.prod(shape)) * dtype.itemsize
     if size <= IN_MEMORY:
         return np.empty(shape, dtype)
-    with contextlib.ExitStack() as opened:
-        file = opened.enter_context(tempfile.TemporaryFile())
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)  # now, not in the middle
-        except OSError as error:
-            raise ValueError(
-                f"folder: expected {size / 2**30:.1f} GiB of space in {tempfile.gettempdir()} for the weights of the run, "
-                f"got {error.strerror}; set TMPDIR, or dtype=jnp.bfloat16"
-            ) from error
-        return np.memmap(file, dtype, "r+", shape=shape)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # space that is not there is missed now, not in the middle
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise ValueError(
+            f"folder: expected {size / 2**30:.1f} GiB of space in {tempfile.gettempdir()} for the weights of the run, got "
+            f"{error.strerror}; set TMPDIR, or dtype=jnp.bfloat16"
+        ) from error
