@@ -11,6 +11,7 @@ from gfm_jax.forecasting.displacement import (
     relative_squared_error,
 )
 from gfm_jax.forecasting.draws import draw_pairs, draw_windows
+from gfm_jax.forecasting.drift import Drift, drift_by_layer
 from gfm_jax.forecasting.evidence import log_of_loss
 from gfm_jax.forecasting.features import from_first_motion, line_weights, observe
 from gfm_jax.forecasting.field import Coefficients, FieldKind, FieldParams, Move, init_field, move
@@ -27,6 +28,7 @@ from gfm_jax.forecasting.windows import Windows, cut, cut_all, merge, thin
 __all__ = [
     "Coefficients",
     "DIRECTIONS",
+    "Drift",
     "FieldKind",
     "FieldParams",
     "Move",
@@ -40,6 +42,7 @@ __all__ = [
     "cut_all",
     "draw_pairs",
     "draw_windows",
+    "drift_by_layer",
     "flow_map",
     "forecast",
     "forecast_windows",

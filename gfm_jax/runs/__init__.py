@@ -2,7 +2,7 @@
 
 from gfm_jax.runs.batches import split, take
 from gfm_jax.runs.checkpoint_writing import write_checkpoint
-from gfm_jax.runs.checkpoints import read_checkpoints
+from gfm_jax.runs.checkpoints import last_checkpoint, read_checkpoints
 from gfm_jax.runs.classification import classification
 from gfm_jax.runs.family import SCHEDULES, Structure, TaskFamily, draw_structures
 from gfm_jax.runs.few_shot import ByClass, by_class, class_subsets, draw_support, few_shot, labels_among
@@ -39,6 +39,7 @@ __all__ = [
     "gradient_descent_end",
     "heavy_ball_end",
     "labels_among",
+    "last_checkpoint",
     "least_squares",
     "linear_regression",
     "logistic_regression",

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from tqdm.auto import tqdm
 
 from gfm_jax.base import Layout, Trajectory
 from gfm_jax.layers import output_axis
 from gfm_jax.parameters import statistics_among
 from gfm_jax.runs.checkpoint_formats import Entry, checkpoints_in, entries_of, format_of
 
-__all__ = ["parameters_in", "read_checkpoints", "transposition"]
+__all__ = ["last_checkpoint", "parameters_in", "read_checkpoints", "transposition"]
 
 # Where parameters lie in a checkpoint that holds more: the first of these that there is, again and again.
 PARTS = ("params", "model", "model_state_dict", "state_dict", "module", "weights")
@@ -36,6 +37,7 @@ def read_checkpoints(
     part: str | None = None,
     transpose: bool = False,
     dtype: DTypeLike = np.float32,
+    progress: bool | None = None,
 ) -> Trajectory:
     """The run that a folder of checkpoints, or a list of them, was written by, ready to be forecast.
 
@@ -55,6 +57,7 @@ def read_checkpoints(
         "state_dict" and their like.
       transpose: whether kernels of torch are brought into flax's order, [in, out] and HWIO.
       dtype: of the weights, a floating-point type.
+      progress: whether a bar shows how far it is; None for one on a terminal.
 
     Returns:
       A run [saves, ...] whose tensors stand in the order of their names, as `gfm.ravel` of a dict of them has it.
@@ -83,7 +86,7 @@ def read_checkpoints(
     step = np.array([known[k] for k in order])
     time, rates = _clock(learning_rate, step, order)
     layout, axes = _layout(paths, shapes, transpose)
-    weights = _read(paths, part, layout, axes, jnp.dtype(dtype))
+    weights = _read(paths, part, layout, axes, jnp.dtype(dtype), progress)
     run: Any = {"step": step, "time": time, "weights": weights, "learning_rate": rates, "finite": np.array(True)}
     return Trajectory(**run, layout=layout)
 
@@ -92,6 +95,28 @@ def _look(path, part, with_step) -> tuple[dict[str, tuple[int, ...]], int | None
     """The shapes of a checkpoint's parameters, and its step; none of its weights stays in memory."""
     parameters, others = parameters_in(path, part)
     return {name: entry.shape for name, entry in parameters.items()}, _step(path, others) if with_step else None
+
+
+def last_checkpoint(
+    folder_or_files: Path | Sequence[Path], steps: Sequence[int] | None = None, *, part: str | None = None
+) -> pathlib.Path:
+    """The checkpoint of the last step, which `write_checkpoint` can write others like.
+
+    Args:
+      folder_or_files, steps, part: as `read_checkpoints` takes them.
+
+    Raises:
+      ValueError: as `read_checkpoints`, for steps that cannot be told.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for step in (90, 100):
+    ...         np.savez(f"{folder}/step_{step}.npz", w=np.ones(2))
+    ...     last_checkpoint(folder).name
+    'step_100.npz'
+    """
+    paths = _paths(folder_or_files)
+    known = [_look(path, part, True)[1] for path in paths] if steps is None else steps
+    return paths[_order(paths, known)[-1]]
 
 
 # --- which checkpoints, at which steps --------------------------------------------------------------------------------
@@ -235,9 +260,10 @@ def transposition(name, shape, convention):
     return (*range(2, len(shape)), 1, 0)
 
 
-def _read(paths, part, layout, axes, dtype):
+def _read(paths, part, layout, axes, dtype, progress):
     weights = _empty((len(paths), layout.dim), dtype)
-    for row, path in zip(weights, paths, strict=True):
+    hidden = None if progress is None else not progress
+    for row, path in zip(weights, tqdm(paths, "checkpoints", disable=hidden, leave=False), strict=True):
         parameters, _ = parameters_in(path, part)
         begin = 0
         for name, size in zip(layout.names, layout.sizes, strict=True):
