@@ -131,11 +131,15 @@ def draw(path: pathlib.Path, run: gfm.Trajectory, drift: gfm.forecasting.Drift, 
     axis = figure.subplots()
     for k, row in enumerate(sorted(most)):
         size, steps = max(drift.size[row], 1e-30), np.asarray(run.step)
-        seen, then = drift.path[row] / size, (drift.path[row, -1] + drift.ahead[row]) / size
+        seen, then = drift.path[row] / size, drift.end[row] / size
         axis.plot(steps, seen, color=f"C{k}", label=drift.layers[row] or "weights")
         axis.plot([steps[-1], until], [seen[-1], then], ":o", color=f"C{k}", markersize=3)
     axis.axvline(int(run.step[-1]), color="0.7", linewidth=0.8)
-    axis.set(xlabel="step", ylabel="way, relative to the layer's weights", title="observed (solid), forecast (dotted)")
+    axis.set(
+        xlabel="step",
+        ylabel="distance from the start, relative to the weights",
+        title="observed (solid), forecast (dotted)",
+    )
     axis.legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
 

@@ -20,6 +20,7 @@ class Drift(NamedTuple):
       size: the norm of its last observed weights, [layers].
       path: how far it was from its first observed weights at every save, [layers, saves].
       ahead: how far its forecast is from its last observed weights, [layers].
+      end: how far its forecast is from its first observed weights, [layers].
       half_width: the norm of the half widths of the forecast's intervals, [layers]; None where it has none.
     """
 
@@ -28,6 +29,7 @@ class Drift(NamedTuple):
     size: Float[np.ndarray, " layers"]
     path: Float[np.ndarray, "layers saves"]
     ahead: Float[np.ndarray, " layers"]
+    end: Float[np.ndarray, " layers"]
     half_width: Float[np.ndarray, " layers"] | None
 
 
@@ -57,7 +59,7 @@ def drift_by_layer(run: Trajectory, forecast: Forecast) -> Drift:
         raise ValueError(f"forecast: expected shape ({run.layout.dim},), got {np.shape(forecast.weights)}")
     rows = [layer_of(name) for name in run.layout.names]
     layers = natural_order(rows)
-    squares = {name: np.zeros(len(layers)) for name in ("size", "ahead", "half_width")}
+    squares = {name: np.zeros(len(layers)) for name in ("size", "ahead", "end", "half_width")}
     num_weights, path = np.zeros(len(layers), np.int64), np.zeros((len(layers), len(run.weights)))
     begin = 0
     for layer, size in zip(rows, run.layout.sizes, strict=True):
@@ -65,14 +67,16 @@ def drift_by_layer(run: Trajectory, forecast: Forecast) -> Drift:
         weights = np.asarray(run.weights[:, part], np.float32)
         num_weights[row] += size
         squares["size"][row] += _square(weights[-1])
-        squares["ahead"][row] += _square(np.asarray(forecast.weights[part]) - weights[-1])
+        then = np.asarray(forecast.weights[part], np.float32)
+        squares["ahead"][row] += _square(then - weights[-1])
+        squares["end"][row] += _square(then - weights[0])
         if forecast.upper is not None and forecast.lower is not None:
             squares["half_width"][row] += _square(np.asarray(forecast.upper[part] - forecast.lower[part]) / 2)
         path[row] += [_square(save - weights[0]) for save in weights]
         begin += size
     root = {name: np.sqrt(square) for name, square in squares.items()}
     half_width = None if forecast.upper is None else root["half_width"]
-    return Drift(tuple(layers), num_weights, root["size"], np.sqrt(path), root["ahead"], half_width)
+    return Drift(tuple(layers), num_weights, root["size"], np.sqrt(path), root["ahead"], root["end"], half_width)
 
 
 def _square(array):
