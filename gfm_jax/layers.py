@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-__all__ = ["layer_of", "natural_order", "output_axis"]
+__all__ = ["layer_of", "natural_order", "output_axis", "parts_of"]
 
 # What the tensors of one layer are called where no path tells the layer: "w1" and "b1" are of layer 1.
 ROLES = {"w", "b", "weight", "weights", "bias", "biases", "kernel", "scale", "gamma", "beta", "embedding", "g"}

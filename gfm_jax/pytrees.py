@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PyTree
 
 from gfm_jax.base import Layout
 from gfm_jax.first_use import first_uses
-from gfm_jax.layers import layer_of, natural_order, output_axis
-from gfm_jax.parameters import check_parameters
+from gfm_jax.layers import layer_of, natural_order, output_axis, parts_of
+from gfm_jax.parameters import check_parameters, leaf_names
 
 __all__ = [
     "auto_mesh",
@@ -159,30 +159,54 @@ def ravel(weights: PyTree) -> Float[Array, " dim"]:
     return ravel_pytree(weights)[0]
 
 
-def unravel(like: PyTree, vector: Float[Array | np.ndarray, "*runs dim"]) -> PyTree:
+def unravel(like: PyTree, vector: Float[Array | np.ndarray, "*runs dim"], layout: Layout | None = None) -> PyTree:
     """A flat vector, or a batch of them, as a pytree of the structure, shapes and dtypes of `like`.
 
     Args:
       like: the weights of one network.
       vector: [dim], or [runs, dim] for leaves that are led by [runs].
+      layout: of the vector, where it may have another order than `like`, as that of checkpoints: tensors are then found by
+        their names.
 
     Raises:
-      ValueError: where the sizes differ.
+      ValueError: where the sizes differ, or the layout has other names or shapes.
 
     >>> weights = unravel({"kernel": jnp.ones((1, 2)), "bias": jnp.zeros(1)}, jnp.arange(3.0))
     >>> jax.tree.map(lambda leaf: leaf.tolist(), weights)
     {'bias': [0.0], 'kernel': [[1.0, 2.0]]}
     """
     leaves, treedef = jax.tree.flatten(like)
-    sizes = [int(np.prod(np.shape(leaf))) for leaf in leaves]
+    shapes = [np.shape(leaf) for leaf in leaves]
+    order = range(len(leaves)) if layout is None else _places(like, shapes, layout)
+    sizes = [int(np.prod(shape)) for shape in shapes] if layout is None else layout.sizes
     if vector.shape[-1:] != (sum(sizes),):
         raise ValueError(f"vector: expected shape ({sum(sizes)},) to fill the weights, got {vector.shape}")
     stops = list(itertools.accumulate(sizes))
     pieces = [vector[..., stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
     return treedef.unflatten(
-        piece.reshape(*vector.shape[:-1], *np.shape(leaf)).astype(jnp.result_type(leaf))
-        for piece, leaf in zip(pieces, leaves, strict=True)
+        pieces[place].reshape(*vector.shape[:-1], *shape).astype(jnp.result_type(leaf))
+        for place, shape, leaf in zip(order, shapes, leaves, strict=True)
     )
+
+
+def _places(like, shapes, layout):
+    """For each leaf the index of its tensor in the layout, by name, whatever the separators of names are."""
+    known = {
+        parts_of(name): (k, shape) for k, (name, shape) in enumerate(zip(layout.names, layout.shapes, strict=True))
+    }
+    places = []
+    for name, shape in zip(leaf_names(like), shapes, strict=True):
+        place, own = known.get(parts_of(name), (None, None))
+        if place is None:
+            raise ValueError(
+                f"layout: expected the names of `like`, got no {name!r} among {', '.join(layout.names[:4])}"
+            )
+        if own != shape:
+            raise ValueError(f"layout: expected {name!r} of shape {shape}, as `like` has it, got {own}")
+        places.append(place)
+    if len(known) != len(shapes):
+        raise ValueError(f"layout: expected the {len(shapes)} tensors of `like`, got {len(known)}")
+    return places
 
 
 def segment_ids(layout: Layout) -> np.ndarray:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from runs import small_runs
 
@@ -105,7 +106,35 @@ def test_what_is_not_ahead_is_refused():
         gfm.forecast(baselines.linear(), (), run, until=1)
     with pytest.raises(ValueError, match="step: expected a number of updates from 0 on, got nan"):
         gfm.forecast(baselines.linear(), (), run, until=float("nan"))
-    with pytest.raises(ValueError, match="fraction: expected a fraction"):
+    with pytest.raises(ValueError, match="observed: expected a fraction"):
         gfm.forecast(baselines.linear(), (), run, observed=1.5)
     with pytest.raises(ValueError, match=r"run\.step: expected known steps"):
         jax.jit(lambda run: gfm.forecast(baselines.linear(), (), run, observed=0.5))(run)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_rates_ahead_can_be_given():
+    """A schedule is summed up from the last save on; a constant one is what a number is, and what is taken without one."""
+    step = jnp.array([0, 10, 20])
+    run = gfm.Trajectory(step=step, weights=jnp.log1p(step)[:, None] * jnp.ones(2), learning_rate=0.1)
+    schedule = optax.cosine_decay_schedule(0.1, 100)
+    horizon = gfm.horizon_at_step(run, 60, schedule)
+    rates = [float(schedule(k)) for k in range(20, 60)]
+    np.testing.assert_allclose([horizon.time, horizon.learning_rate], [2 + sum(rates), rates[-1]], rtol=1e-5)
+    plain, by_number = gfm.horizon_at_step(run, 60), gfm.horizon_at_step(run, 60, 0.1)
+    np.testing.assert_allclose(jax.tree.leaves(plain), jax.tree.leaves(by_number), rtol=1e-6)
+    forecaster = gfm.forecasting.baselines.linear()
+    fast, slow = (gfm.forecast(forecaster, (), run, until=60, learning_rate=rate).weights for rate in (0.1, 0.05))
+    np.testing.assert_allclose(fast - run.weights[-1], 2 * (slow - run.weights[-1]), rtol=1e-4)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), run._replace(learning_rate=jnp.full(3, 0.1)))
+    assert gfm.horizon_at_step(many, 60, schedule).time.shape == (3,)
+    for arguments, message in (
+        (
+            {"until": 60, "learning_rate": -1.0},
+            "learning_rate: expected a schedule, or a finite number from 0 on, got -1.0",
+        ),
+        ({"observed": 0.5, "learning_rate": 0.1}, "learning_rate: expected with `until` and without `observed`"),
+        ({"until": 10, "learning_rate": 0.1}, "horizon: expected a step beyond the last observed one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gfm.forecast(forecaster, (), run, **arguments)

@@ -86,4 +86,4 @@ def test_in_a_process_of_its_own(folder):
     command = [sys.executable, "-m", "gfm_jax", "forecast", str(folder / "nothing"), "--until", "800"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
-    assert found.stderr.startswith("error: folder: expected a folder of checkpoints, got ")
+    assert found.stderr.startswith("error: folder_or_files: expected a folder of checkpoints, got ")

@@ -44,13 +44,14 @@ def test_tables_are_ratios_to_the_first_row(tmp_path, monkeypatch, capsys):
     assert "torchdiffeq is not installed: its rows are left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["flow_steps", "companions", "convolutional_runs", "unet_steps"])
+@pytest.mark.parametrize("name", ["flow_steps", "companions", "convolutional_runs", "unet_steps", "watched_steps"])
 def test_what_is_timed_runs(name):
     sizes = {
         "flow_steps": {"width": 8, "depth": 1, "batch": 16, "num_steps": 1, "losses": LOSSES, "rounds": 1},
         "companions": {"side": 4, "channels": (8,), "batch": 4, "counts": (1, 8), "rounds": 1},
         "convolutional_runs": {"batch": 4, "num_steps": 2, "rounds": 1},
         "unet_steps": {"side": 4, "channels": (8,), "batch": 4, "num_steps": 2, "rounds": 1},
+        "watched_steps": {"width": 4, "batch": 4, "num_steps": 2, "rounds": 1},
     }
     seconds = CONTESTANTS[name](**sizes[name])["seconds"]
     rows = {
@@ -58,6 +59,7 @@ def test_what_is_timed_runs(name):
         "companions": ["1", "8"],
         "convolutional_runs": ["plain step", "record, one run", "record, 16 runs"],
         "unet_steps": ["plain step", "fit"],
+        "watched_steps": ["plain step", "watched: weights", "watched: weights, means", "watched: all"],
     }
     assert list(seconds) == rows[name]
     assert all(len(of_row) == 1 and of_row[0] > 0 for of_row in seconds.values())

@@ -155,6 +155,46 @@ def test_steps_from_names_and_metadata(tmp_path):
     assert run.weights[:, 0].tolist() == [2.0, 1.0]
 
 
+def test_a_folder_goes_by_the_natural_order_of_its_names(tmp_path):
+    for k in (5, 10, 20):
+        np.savez(tmp_path / f"step_{k}.npz", w=np.full(2, k, np.float32))
+    run = gfm.read_checkpoints(tmp_path, [50, 100, 200], [0.5, 0.1, 0.2])
+    assert run.weights[:, 0].tolist() == [5, 10, 20]
+    assert run.learning_rate.tolist() == [0.5, 0.1, 0.2]
+
+
+def test_the_number_that_differs_is_the_step(tmp_path):
+    save_npz(tmp_path, ckpt_5_of_1000_seed0=W, ckpt_10_of_1000_seed0=W)
+    assert gfm.read_checkpoints(tmp_path, learning_rate=0.1).step.tolist() == [5, 10]
+    other = tmp_path / "by_epoch"
+    other.mkdir()
+    save_npz(other, epoch_1=W, epoch_2=W)
+    with pytest.warns(UserWarning, match="steps: the numbers of epochs in the names are taken for steps"):
+        assert gfm.read_checkpoints(other, learning_rate=0.1).step.tolist() == [1, 2]
+
+
+def test_many_numbered_layers_under_flat_names(tmp_path):
+    """Eleven layers and more: "layers/10" comes after "layers/2", and tensors are found by their names."""
+    for step in (1, 2):
+        np.savez(tmp_path / f"step_{step}.npz", **{f"layers/{k}/w": np.full((2, 2), k, np.float32) for k in range(12)})
+    run = gfm.read_checkpoints(tmp_path, learning_rate=0.1)
+    nested = {"layers": [{"w": jnp.zeros((2, 2))}] * 12}
+    for weights in (gfm.unravel(nested, run.weights[1]), gfm.unravel(nested, run.weights[1], run.layout)):
+        assert [float(layer["w"][0, 0]) for layer in weights["layers"]] == list(range(12))
+    flat = {f"layers.{k}.w": jnp.zeros((2, 2)) for k in range(12)}
+    weights = gfm.unravel(flat, run.weights, run.layout)
+    assert all((weights[f"layers.{k}.w"] == k).all() for k in range(12))
+    assert weights["layers.3.w"].shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="layout: expected the names of `like`, got no 'v' among layers/0/w"):
+        gfm.unravel({"v": jnp.zeros((2, 2))}, run.weights[1], run.layout)
+    with pytest.raises(
+        ValueError, match=r"layout: expected 'layers/0/w' of shape \(4,\), as `like` has it, got \(2, 2\)"
+    ):
+        gfm.unravel({"layers": [{"w": jnp.zeros(4)}]}, run.weights[1], run.layout)
+    with pytest.raises(ValueError, match="layout: expected the 1 tensors of `like`, got 12"):
+        gfm.unravel({"layers": [{"w": jnp.zeros((2, 2))}]}, run.weights[1], run.layout)
+
+
 def test_one_file_in_a_folder_each(tmp_path):
     for step in (500, 1000):
         folder = tmp_path / f"checkpoint-{step}"
@@ -249,17 +289,29 @@ def bad(name, folder):
         return {}, r"steps: expected each once, got step 2 of .*a_step_2.npz and of .*b_step_2.npz"
     if name == "no step":
         save_npz(folder, first=W, second=W)
-        return {}, r"steps: expected a number in the name of .*first.npz, got none; hand over steps"
+        return (
+            {},
+            r"steps: expected a number in the name of .*first.npz, got none; hand over a list of files without it",
+        )
+    if name == "two numbers":
+        save_npz(folder, epoch_1_acc_91=W, epoch_2_acc_93=W)
+        return (
+            {},
+            r"steps: expected one number that differs from name to name, got epoch_1_acc_91.npz and epoch_2_acc_93",
+        )
     if name == "one":
         save_npz(folder, step_1=W)
-        return {}, r"folder: expected at least two checkpoints of a run, got 1"
+        return {}, r"folder_or_files: expected at least two checkpoints of a run, got 1"
     if name == "none":
         (folder / "notes.txt").write_text("")
-        return {}, r"folder: expected checkpoints in .*, got none of orbax"
+        return {}, r"folder_or_files: expected checkpoints in .*, got none of orbax"
     if name == "two formats":
         save_npz(folder, step_1=W)
         safetensors.flax.save_file({"w": jnp.ones(2)}, folder / "step_2.safetensors")
-        return {}, r"folder: expected checkpoints of one format.*npz \(step_1.npz\), safetensors \(step_2.safetensors\)"
+        return (
+            {},
+            r"expected checkpoints of one format.*npz \(step_1.npz\), safetensors \(step_2.safetensors\)",
+        )
     if name.startswith("a truncated"):
         kind = name.split()[-1]
         paths = write(folder, kind)
@@ -276,6 +328,9 @@ def bad(name, folder):
     cases = {
         "steps": ({"steps": [1, 2, 3]}, "steps: expected one for each of 2 checkpoints, got 3"),
         "a negative step": ({"steps": [-1, 2]}, "steps: expected numbers from 0 on, got -1 of"),
+        "a step of 1.5": ({"steps": [1.5, 2]}, r"steps: expected an integer for each of 2 checkpoints, got \[1.5, 2\]"),
+        "a rate for steps": ({"steps": 0.1}, "steps: expected an integer for each of 2 checkpoints, got 0.1"),
+        "a rate as text": ({"learning_rate": "0.1"}, "learning_rate: expected a number, a schedule, or one for each"),
         "rates": ({"learning_rate": [0.1, 0.2, 0.3]}, r"learning_rate: expected a number, or one for each of 2"),
         "a negative rate": ({"learning_rate": -0.1}, "learning_rate: expected finite numbers from 0 on, got -0.1"),
         "a dtype": ({"dtype": np.int32}, "dtype: expected a floating-point type"),
@@ -295,10 +350,11 @@ BAD = [
     "two formats",
 ]
 BAD += ["a truncated npz", "a truncated safetensors", "a truncated msgpack", "a pickle in npz", "integers", "steps"]
-BAD += ["a negative step", "rates", "a negative rate", "a dtype"]
+BAD += ["a step of 1.5", "a rate for steps", "a rate as text", "a negative step", "rates", "a negative rate", "a dtype"]
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused_by_name(tmp_path, name):
     arguments, message = bad(name, tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -307,10 +363,10 @@ def test_bad_input_is_refused_by_name(tmp_path, name):
 
 def test_paths_that_there_are_not(tmp_path):
     with pytest.raises(
-        ValueError, match=r"folder: expected a folder of checkpoints, got .*nowhere, which does not exist"
+        ValueError, match=r"folder_or_files: expected a folder of checkpoints, got .*nowhere, which does not exist"
     ):
         gfm.read_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"files: expected checkpoints, got .*a.npz, which does not exist"):
+    with pytest.raises(ValueError, match=r"folder_or_files: expected checkpoints, got .*a.npz, which does not exist"):
         gfm.read_checkpoints([tmp_path / "a.npz", tmp_path / "b.npz"])
 
 

@@ -3,9 +3,9 @@
 import functools
 import itertools
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -74,7 +74,7 @@ def test_what_is_kept_is_what_was(num_steps):
 
 
 def test_the_history_stays_evenly_spread_in_fixed_memory():
-    optimizer = gfm.watch(optax.sgd(0.0), num_saves=8)
+    optimizer = gfm.watch(optax.sgd(0.0), 0.0, num_saves=8)
     state = optimizer.init(WEIGHTS)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     after = jax.jit(lambda state: optimizer.update(WEIGHTS, state, WEIGHTS)[1])
@@ -125,24 +125,66 @@ def test_inside_and_around_wrappers(name):
     assert np.isfinite(run.loss).all()
 
 
-def test_multi_steps_counts_the_steps_of_its_optimizer():
-    optimizer = optax.MultiSteps(gfm.watch(optax.sgd(0.1), 0.1), 3)
-    weights, state, path = train(optimizer, 9)
+@pytest.mark.parametrize("where", ["inside", "around", "around inject_hyperparams"])
+def test_steps_are_updates_that_are_taken(where):
+    """`MultiSteps` takes one of four: the clock, the schedule and the saves go by these."""
+    schedule = optax.linear_schedule(1.0, 0.0, 10)
+    optimizer = {
+        "inside": lambda: optax.MultiSteps(gfm.watch(optax.sgd(schedule), schedule), 4),
+        "around": lambda: gfm.watch(optax.MultiSteps(optax.sgd(schedule), 4), schedule),
+        "around inject_hyperparams": lambda: gfm.watch(
+            optax.MultiSteps(optax.inject_hyperparams(optax.sgd)(schedule), 4)
+        ),
+    }[where]()
+    weights, state, path = train(optimizer, 12)
     run = gfm.trajectory(state, weights)
     assert run.step.tolist() == [0, 1, 2, 3]
-    np.testing.assert_allclose(run.weights, path[::3], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(run.weights, path[::4], rtol=1e-2, atol=2e-2)
+    np.testing.assert_allclose(run.time, np.concatenate([[0], np.cumsum([schedule(i) for i in range(3)])]), rtol=1e-5)
+    np.testing.assert_allclose(run.learning_rate, [schedule(i) for i in (0, 0, 1, 2)], rtol=1e-5)
+
+
+def test_losses_of_accumulated_minibatches_are_averaged():
+    optimizer = gfm.watch(optax.MultiSteps(optax.sgd(0.1), 4), 0.1)
+    weights, state = WEIGHTS, optimizer.init(WEIGHTS)
+    for i in range(12):
+        _, state = optimizer.update(WEIGHTS, state, weights, value=float(i))
+    assert gfm.trajectory(state, weights).loss.tolist() == [0, 1.5, 5.5, 9.5]
+
+
+def test_updates_that_were_not_finite_are_no_steps():
+    optimizer = gfm.watch(optax.apply_if_finite(optax.adam(0.1), 5), 0.1)
+    weights, state = WEIGHTS, optimizer.init(WEIGHTS)
+    for i in range(6):
+        gradient = jax.tree.map(lambda leaf, i=i: leaf * (jnp.nan if i in (1, 2) else 1.0), WEIGHTS)
+        updates, state = optimizer.update(gradient, state, weights)
+        weights = optax.apply_updates(weights, updates)
+    run = gfm.trajectory(state, weights)
+    assert run.step.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(run.time, 0.1 * np.arange(5), rtol=1e-5)
+
+
+def test_a_schedule_of_inject_hyperparams():
+    weights, state, _ = train(gfm.watch(optax.inject_hyperparams(optax.adam)(SCHEDULE)), 9)
+    rates = np.array([SCHEDULE(i) for i in range(9)])
+    np.testing.assert_allclose(gfm.trajectory(state, weights).time, np.concatenate([[0], np.cumsum(rates)]), rtol=1e-5)
 
 
 def test_frozen_parts_are_left_out():
     parts = {"head": {"bias": "frozen"}, "kernel": "trained"}
     transforms = {"trained": gfm.watch(optax.sgd(0.1), 0.1), "frozen": optax.set_to_zero()}
-    _, state, path = train(optax.partition(transforms, parts), 5)
-    run = gfm.trajectory(state)
-    assert run.layout.names == ("kernel",)
-    np.testing.assert_allclose(run.weights, path[:5, 4:], rtol=1e-2)
-    two = optax.partition({"trained": gfm.watch(optax.sgd(0.1)), "frozen": gfm.watch(optax.sgd(0.0))}, parts)
-    with pytest.raises(ValueError, match="got 2 of them"):
-        gfm.trajectory(train(two, 2)[1])
+    weights, state, path = train(optax.partition(transforms, parts), 5)
+    for given in (weights, {"kernel": weights["kernel"]}):
+        run = gfm.trajectory(state, given)
+        assert run.layout.names == ("kernel",)
+        np.testing.assert_allclose(run.weights, path[:, 4:], rtol=1e-2)
+    two = optax.partition({"trained": gfm.watch(optax.sgd(0.1), 0.1), "frozen": gfm.watch(optax.sgd(0.0), 0.0)}, parts)
+    _, state, _ = train(two, 2)
+    with pytest.raises(
+        ValueError, match=r"got 2, of parts of the weights; hand over that of one part, such as opt_state"
+    ):
+        gfm.trajectory(state)
+    assert gfm.trajectory(state.inner_states["trained"]).layout.names == ("kernel",)
 
 
 def test_inside_scan_and_vmap():
@@ -160,11 +202,15 @@ def test_inside_scan_and_vmap():
         gfm.trajectory(state, weights).weights, gfm.trajectory(*by_hand[1::-1]).weights, rtol=1e-5
     )
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), WEIGHTS)
-    _, states = jax.jit(jax.vmap(whole))(many)
+    found, states = jax.jit(jax.vmap(whole))(many)
+    runs = gfm.trajectory(states, found)
+    assert runs.layout == gfm.layout_of(WEIGHTS)
     for i in range(2):
         _, alone = whole(jax.tree.map(lambda leaf, i=i: leaf[i], many))
         run = gfm.trajectory(jax.tree.map(lambda leaf, i=i: leaf[i], states))
         np.testing.assert_allclose(run.weights, gfm.trajectory(alone).weights, rtol=1e-5)
+        np.testing.assert_allclose(runs.weights[i, :-1], run.weights, rtol=1e-6)
+        np.testing.assert_allclose(runs.loss[i, :-1], run.loss, rtol=1e-6)
 
 
 def test_a_donated_state():
@@ -228,6 +274,20 @@ def test_an_orbax_checkpoint_in_the_middle(tmp_path, with_target):
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_restored_list_of_many_layers(tmp_path):
+    """msgpack and orbax bring a list back as a dict of numbers, "10" before "2"."""
+    weights = [jnp.full(2, float(k)) for k in range(12)]
+    optimizer = gfm.watch(optax.adam(0.1), 0.1, keep=("state",))
+    state = optimizer.init(weights)
+    for _ in range(3):
+        _updates, state = optimizer.update(weights, state, weights)
+    restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(state))
+    one, other = gfm.trajectory(restored, weights), gfm.trajectory(state, weights)
+    assert one.layout == other.layout
+    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_array_equal(one.state["mu"], other.state["mu"])
+
+
 def test_half_precision_keeps_small_motions():
     """Saves hold the way from the first weights: bfloat16 of the weights themselves would lose a motion of a thousandth."""
     weights = {"w": jnp.full(64, 100.0)}
@@ -252,7 +312,10 @@ def test_weights_of_half_precision(dtype):
 
 def test_without_rates_the_clock_is_the_number_of_steps():
     weights, state, _ = train(gfm.watch(optax.sgd(0.1)), 6)
-    run = gfm.trajectory(state, weights)
+    with pytest.warns(
+        UserWarning, match="learning_rate: not known to `watch`; the clock of the run is its number of steps"
+    ):
+        run = gfm.trajectory(state, weights)
     assert run.time is None
     assert run.learning_rate is None
     ahead = gfm.forecast(gfm.forecasting.baselines.linear("step"), (), run, until=12)
@@ -302,6 +365,22 @@ def test_a_watched_run_is_forecast_as_a_recorded_one(key):
             lambda: gfm.watch(optax.sgd(0.1)).update(WEIGHTS, gfm.watch(optax.sgd(0.1)).init(WEIGHTS)),
             "params: expected the weights",
         ),
+        (
+            lambda: gfm.watch(optax.sgd(0.1)).update(WEIGHTS, optax.sgd(0.1).init(WEIGHTS), WEIGHTS),
+            "state: expected what `init` of the watched optimizer returned, got tuple",
+        ),
+        (
+            lambda: gfm.watch(optax.sgd(0.1)).update(WEIGHTS, gfm.watch(optax.sgd(0.1)).init(WEIGHTS), {"w": jnp.ones(3)}),
+            "params: expected the weights that `init` was given, got a tree of another structure",
+        ),
+        (
+            lambda: gfm.watch(optax.sgd(0.1)).update(
+                WEIGHTS, gfm.watch(optax.sgd(0.1)).init(WEIGHTS), WEIGHTS, value=jnp.ones(3)
+            ),
+            r"value: expected the loss, a scalar, got shape \(3,\)",
+        ),
+        (lambda: gfm.watch(optax.sgd(0.1), "0.1"), "learning_rate: expected a schedule, or a finite number"),
+        (lambda: gfm.trajectory(WEIGHTS, gfm.watch(optax.sgd(0.1)).init(WEIGHTS)), "got none; the state comes first"),
         (lambda: gfm.trajectory(optax.adam(0.1).init(WEIGHTS)), "opt_state: expected the state of an opt.*, got none"),
         (lambda: gfm.trajectory(gfm.watch(optax.sgd(0.1)).init(WEIGHTS)), "expected the state of at least one update"),
         (lambda: gfm.trajectory(train(gfm.watch(optax.sgd(0.1)), 2)[1], {"w": jnp.ones(3)}), "weights: expected those"),
@@ -311,7 +390,7 @@ def test_a_watched_run_is_forecast_as_a_recorded_one(key):
         ),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused(make, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # of a user, nobody checks the types
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

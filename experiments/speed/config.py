@@ -48,6 +48,8 @@ class Config:
     companions: tuple[int, ...] = (1, 256, 1024)
     convolution_steps: int = 10
     """Steps of convolutional networks, in a loop and one by one."""
+    watched_steps: int = 1000
+    """Steps of a run that is watched."""
 
 
 PRESETS = {
@@ -78,6 +80,7 @@ PRESETS = {
         image_batch=8,
         companions=(1,),
         convolution_steps=2,
+        watched_steps=2,
     ),
     "laptop": Config(),
     "paper": Config(
@@ -130,5 +133,6 @@ HEADS = ("tensor", "coordinate")
 COUNTS = (
     "num_runs", "num_steps", "save_every", "chunk", "loop_runs", "rounds", "width", "num_saves", "flow_rounds", "flow_width",
     "flow_batch", "flow_steps", "small_steps", "flow_samples", "image_side", "image_batch", "convolution_steps",
+    "watched_steps",
 )  # fmt: skip
 LISTS = ("scaling_runs", "scaling_steps", "streaming_runs", "companions")

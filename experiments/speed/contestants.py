@@ -13,6 +13,7 @@ import time
 
 from experiments.speed.convolutions import CONVOLUTIONS
 from experiments.speed.flows import FLOWS
+from experiments.speed.watching import WATCHING
 
 __all__ = ["CONTESTANTS"]
 
@@ -207,7 +208,7 @@ def forecast(width: int, num_saves: int, head: str) -> dict:
 
 
 OF_RUNS = {f.__name__: f for f in (gfm_jax, matrix_products, torch_func, torch_loop, streaming, forecast)}
-CONTESTANTS = OF_RUNS | FLOWS | CONVOLUTIONS
+CONTESTANTS = OF_RUNS | FLOWS | CONVOLUTIONS | WATCHING
 
 
 if __name__ == "__main__":

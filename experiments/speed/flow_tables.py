@@ -11,7 +11,7 @@ __all__ = ["time_flows"]
 
 
 def time_flows(folder, config) -> None:
-    """Losses against each other, peers, one jump, the exact field, companions, and convolutions in loops."""
+    """Losses against each other, peers, one jump, the exact field, companions, convolutions in loops, and watched runs."""
     rounds = {"rounds": config.flow_rounds}
     large = {"width": config.flow_width, "depth": 4, "batch": config.flow_batch, "num_steps": config.flow_steps}
     small = {"width": min(config.flow_width, 256), "depth": 3}
@@ -30,6 +30,8 @@ def time_flows(folder, config) -> None:
     steps = {"num_steps": config.convolution_steps} | rounds
     _in_one_process(folder, config, "convolutional_runs", {"batch": 64} | steps)
     _in_one_process(folder, config, "unet_steps", images | steps)
+    watched = {"width": config.width, "batch": 64, "num_steps": config.watched_steps}
+    _in_one_process(folder, config, "watched_steps", watched | {"rounds": config.rounds})
 
 
 def _in_one_process(folder, config, contestant, size):

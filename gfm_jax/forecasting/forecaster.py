@@ -71,19 +71,21 @@ def forecast(
     *,
     observed: float | None = None,
     until: int | float | Array | None = None,
+    learning_rate: Callable | float | None = None,
 ) -> Forecast:
     r"""The weights of a run, or of each of a batch of runs, at a step ahead of what was observed of it.
 
     Use it on recorded runs and on your own; `prefix_of` and `horizon_at` say the same save by save. Ahead of the last recorded
-    save the learning rate is taken to stay what it is, so that the clock is
+    save the learning rate is taken to stay what it is, where no other is given, and the clock is
 
-    .. math:: t(m) = t_n + \eta_n (m - n)
+    .. math:: t(m) = t_n + \sum_{k=n}^{m-1} \eta_k
 
     Args:
       forecaster, params: as fitted; `()` of a forecaster in closed form.
       run: one run [saves, ...], or a batch [runs, saves, ...] with the same steps.
       observed: the fraction of its steps that the forecast may look at, in (0, 1); None for all of them.
       until: the step to forecast; None for the last that was recorded, where `observed` is given.
+      learning_rate: ahead of the last save, a number, or a schedule of the step as optax has it, with `until`.
 
     Returns:
       Weights [dim], or [runs, dim]; with an interval where the forecaster was calibrated.
@@ -101,6 +103,9 @@ def forecast(
     >>> bool(jnp.isfinite(forecast(baselines.linear(), (), run, until=80).weights).all())
     True
     """
+    if not isinstance(forecaster, Forecaster):
+        got = "a function; call it, as in baselines.lawa()" if callable(forecaster) else type(forecaster).__name__
+        raise ValueError(f"forecaster: expected a Forecaster, got {got}")
     run = as_run(run, "run")
     if is_traced(run.step):
         raise ValueError(
@@ -110,5 +115,10 @@ def forecast(
         raise ValueError(
             "until: expected a step beyond the last save, or a fraction `observed` below 1, got None for both"
         )
+    if learning_rate is not None and (until is None or observed is not None):
+        raise ValueError("learning_rate: expected with `until` and without `observed`, whose rates are recorded")
+    if observed is not None and not 0 < observed < 1:
+        raise ValueError(f"observed: expected a fraction of the run in (0, 1), got {observed}")
     prefix = run if observed is None else prefix_of(run, save_at(run, observed))
-    return forecaster.forecast(params, prefix, horizon_at(run, -1) if until is None else horizon_at_step(run, until))
+    horizon = horizon_at(run, -1) if until is None else horizon_at_step(run, until, learning_rate)
+    return forecaster.forecast(params, prefix, horizon)

@@ -1,5 +1,7 @@
 """Cuts of runs: an observed prefix, and a horizon ahead of it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,19 +83,23 @@ def horizon_at(run: Trajectory, save: Int[Array, ""] | int) -> Horizon:
     return Horizon(*(jnp.asarray(clock[..., save], jnp.float32) for clock in (run.step, run.time, rate)))
 
 
-def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
-    r"""The moment of a step, recorded or ahead of all that was: there the learning rate is taken to stay what it is.
+def horizon_at_step(
+    run: Trajectory, step: int | float | Array, learning_rate: Callable | float | None = None
+) -> Horizon:
+    r"""The moment of a step, recorded or ahead of all that was: there the learning rate is taken to stay what it is, where no
+    other is given.
 
-    .. math:: t(m) = t_n + \eta_n (m - n) \quad \text{beyond the last save } n
+    .. math:: t(m) = t_n + \sum_{k=n}^{m-1} \eta_k, \qquad \eta_k = \eta_n \quad \text{beyond the last save } n
 
     Between saves the clock is a straight line.
 
     Args:
       run: [saves, ...], or [runs, saves, ...]. Without learning rates, its rate is the slope of its clock at the end.
       step: of the run, from 0 on.
+      learning_rate: beyond the last save, a number, or a schedule of the step as optax has it; steps are then known numbers.
 
     Raises:
-      ValueError: for a known step that is negative, or not finite.
+      ValueError: for a known step that is negative, or not finite, or a rate that is.
 
     >>> step = jnp.arange(0, 50, 10)
     >>> run = Trajectory(step=step, time=0.5 * step, weights=jnp.ones((5, 2)))
@@ -101,8 +107,10 @@ def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
     Horizon(step=100.0, time=50.0, learning_rate=0.5)
     """
     run = as_run(run)
-    if not is_traced(step) and not 0 <= step < np.inf:
-        raise ValueError(f"step: expected a number of updates from 0 on, got {step}")
+    if not is_traced(step) and not (np.asarray(step).dtype.kind in "fiu" and 0 <= step < np.inf):
+        raise ValueError(f"step: expected a number of updates from 0 on, got {step!r}")
+    if learning_rate is not None:
+        return _by_rates(run, step, learning_rate)
     step = jnp.asarray(step, jnp.float32)
 
     def one(steps, time, rate):
@@ -116,3 +124,19 @@ def horizon_at_step(run: Trajectory, step: int | float | Array) -> Horizon:
     clock = run.step, run.time, run.learning_rate
     clock = jax.tree.map(jnp.asarray, clock)
     return jax.vmap(one)(*clock) if run.step.ndim == 2 else one(*clock)
+
+
+def _by_rates(run, step, learning_rate):
+    """The moment of a step beyond the last save, at rates that are given."""
+    if is_traced(run.step, step):
+        raise ValueError("learning_rate: expected known steps beside it, got traced ones; make a Horizon of your own")
+    lasts, end = np.asarray(run.step)[..., -1], int(step)
+    if not callable(learning_rate) and not (np.ndim(learning_rate) == 0 and 0 <= learning_rate < np.inf):
+        raise ValueError(f"learning_rate: expected a schedule, or a finite number from 0 on, got {learning_rate!r}")
+    schedule = learning_rate if callable(learning_rate) else lambda count: jnp.full(jnp.shape(count), learning_rate)
+    first = int(lasts.min(initial=end))
+    rates = np.asarray(jax.vmap(schedule)(jnp.arange(first, max(end, first + 1))), np.float64)
+    sums = np.concatenate([[0], np.cumsum(rates)])
+    ahead = sums[max(end - first, 0)] - sums[np.clip(lasts - first, 0, len(rates))]
+    time = np.asarray(run.time)[..., -1] + ahead
+    return Horizon(*(jnp.broadcast_to(jnp.asarray(part, jnp.float32), lasts.shape) for part in (end, time, rates[-1])))

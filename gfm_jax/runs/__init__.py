@@ -20,7 +20,8 @@ from gfm_jax.runs.regression import (
 from gfm_jax.runs.slots import optimizer_slots, with_slots
 from gfm_jax.runs.storage import CorruptRecording, open_recording, record_to_disk, verify
 from gfm_jax.runs.streamed import streamed
-from gfm_jax.runs.watch import trajectory, watch
+from gfm_jax.runs.trajectory import trajectory
+from gfm_jax.runs.watch import watch
 
 __all__ = [
     "ByClass",

@@ -83,7 +83,8 @@ def _items(folder):
 
 
 def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints in a folder: files, folders of one checkpoint each, or folders with one file each.
+    """The checkpoints in a folder, in the natural order of their names, "step_5" before "step_10": files, folders of one
+    checkpoint each, or folders with one file each.
 
     Raises:
       ValueError: for a folder with none, or with checkpoints of several formats.
@@ -102,14 +103,18 @@ def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
             if len(weights) == 1:
                 found |= {weights[0]: format_of(weights[0])}
     if not found:
-        raise ValueError(f"folder: expected checkpoints in {folder}, got none of {KNOWN}")
+        raise ValueError(f"folder_or_files: expected checkpoints in {folder}, got none of {KNOWN}")
     if len(set(found.values())) > 1:
         kinds = {name: path.name for path, name in found.items()}
         listed = ", ".join(f"{name} ({path})" for name, path in sorted(kinds.items()))
         raise ValueError(
-            f"folder: expected checkpoints of one format in {folder}, got {listed}; hand over a list of files"
+            f"folder_or_files: expected checkpoints of one format in {folder}, got {listed}; hand over a list of files"
         )
-    return list(found)
+    return sorted(found, key=lambda path: _natural(str(path)))
+
+
+def _natural(name):
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.findall(r"\d+|\D+", name)]
 
 
 # --- what is in one ---------------------------------------------------------------------------------------------------

@@ -48,11 +48,12 @@ def read_checkpoints(
     Only parameters are read: counters, random keys, states of optimizers and statistics of BatchNorm are left out.
 
     Args:
-      folder_or_files: a folder of checkpoints, or the checkpoints, each a file or a folder.
-      steps: the step of each checkpoint. None for what each says itself, as "step" among its tensors or in its metadata, else
-        for the number in its name: the one after "step", or the last.
-      learning_rate: a number, a schedule of the step, or the rate of each checkpoint. None where it is not known: the clock of
-        the run is then its number of steps, and a warning says so.
+      folder_or_files: a folder of checkpoints, or the checkpoints, each a file or a folder. Those of a folder are in the
+        natural order of their names, "step_5" before "step_10".
+      steps: the step of each checkpoint, in that order. None for what each says itself, as "step" among its tensors or in its
+        metadata, else for the number in its name: the one after "step", or the only one that differs from name to name.
+      learning_rate: a number, a schedule of the step, or the rate of each checkpoint, in that order. None where it is not
+        known: the clock of the run is then its number of steps, and a warning says so.
       part: path of the parameters in a checkpoint that holds more, such as "ema/params"; None finds "params", "model",
         "state_dict" and their like.
       transpose: whether kernels of torch are brought into flax's order, [in, out] and HWIO.
@@ -60,7 +61,8 @@ def read_checkpoints(
       progress: whether a bar shows how far it is; None for one on a terminal.
 
     Returns:
-      A run [saves, ...] whose tensors stand in the order of their names, as `gfm.ravel` of a dict of them has it.
+      A run [saves, ...] whose tensors stand in the order of a pytree, as `gfm.ravel` has it: level by level by name, the
+      items of lists by number. `gfm.unravel(like, weights, run.layout)` finds them by name.
 
     Raises:
       ValueError: for fewer than two checkpoints, a step that is twice there or cannot be told, checkpoints of different
@@ -77,10 +79,9 @@ def read_checkpoints(
     if not np.issubdtype(jnp.dtype(dtype), np.floating) and jnp.dtype(dtype) != jnp.bfloat16:
         raise ValueError(f"dtype: expected a floating-point type, got {dtype!r}")
     paths = _paths(folder_or_files)
-    if steps is not None and len(steps) != len(paths):
-        raise ValueError(f"steps: expected one for each of {len(paths)} checkpoints, got {len(steps)}")
-    shapes, own_steps = zip(*(_look(path, part, steps is None) for path in paths), strict=True)
-    known = [int(step) for step in (own_steps if steps is None else steps)]
+    _check_steps(steps, len(paths))
+    shapes, own = zip(*(_look(path, part) for path in paths), strict=True)
+    known = _steps(paths, own) if steps is None else [int(step) for step in steps]
     order = _order(paths, known)
     paths, shapes = [paths[k] for k in order], [shapes[k] for k in order]
     step = np.array([known[k] for k in order])
@@ -91,10 +92,22 @@ def read_checkpoints(
     return Trajectory(**run, layout=layout)
 
 
-def _look(path, part, with_step) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """The shapes of a checkpoint's parameters, and its step; none of its weights stays in memory."""
+def _look(path, part) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """The shapes of a checkpoint's parameters, and its step where it holds one; none of its weights stays in memory."""
     parameters, others = parameters_in(path, part)
-    return {name: entry.shape for name, entry in parameters.items()}, _step(path, others) if with_step else None
+    for entry in others:
+        if entry.path[-1] == "step" and len(entry.path) <= 2 and entry.shape == () and entry.dtype.kind in "iu":
+            return {name: entry.shape for name, entry in parameters.items()}, int(entry.read())
+    return {name: entry.shape for name, entry in parameters.items()}, None
+
+
+def _check_steps(steps, num):
+    if steps is None:
+        return
+    if np.ndim(steps) != 1 or np.asarray(steps).dtype.kind not in "iu":
+        raise ValueError(f"steps: expected an integer for each of {num} checkpoints, got {steps!r}")
+    if len(steps) != num:
+        raise ValueError(f"steps: expected one for each of {num} checkpoints, got {len(steps)}")
 
 
 def last_checkpoint(
@@ -115,7 +128,8 @@ def last_checkpoint(
     'step_100.npz'
     """
     paths = _paths(folder_or_files)
-    known = [_look(path, part, True)[1] for path in paths] if steps is None else steps
+    _check_steps(steps, len(paths))
+    known = _steps(paths, [_look(path, part)[1] for path in paths]) if steps is None else list(steps)
     return paths[_order(paths, known)[-1]]
 
 
@@ -126,26 +140,48 @@ def _paths(folder_or_files) -> list[pathlib.Path]:
     if isinstance(folder_or_files, str | os.PathLike):
         folder = pathlib.Path(folder_or_files).expanduser()
         if not folder.exists():
-            raise ValueError(f"folder: expected a folder of checkpoints, got {folder}, which does not exist")
+            raise ValueError(f"folder_or_files: expected a folder of checkpoints, got {folder}, which does not exist")
         paths = [folder] if format_of(folder) else checkpoints_in(folder)
     else:
         paths = [pathlib.Path(path).expanduser() for path in folder_or_files]
     if missing := [str(path) for path in paths if not path.exists()]:
-        raise ValueError(f"files: expected checkpoints, got {missing[0]}, which does not exist")
+        raise ValueError(f"folder_or_files: expected checkpoints, got {missing[0]}, which does not exist")
     if len(paths) < 2:
-        raise ValueError(f"folder: expected at least two checkpoints of a run, got {len(paths)}: one has no direction")
+        raise ValueError(
+            f"folder_or_files: expected at least two checkpoints of a run, got {len(paths)}: one has no direction"
+        )
     return paths
 
 
-def _step(path, others: list[Entry]) -> int:
-    for entry in others:
-        if entry.path[-1] == "step" and len(entry.path) <= 2 and entry.shape == () and entry.dtype.kind in "iu":
-            return int(entry.read())
+def _steps(paths, own) -> list[int]:
+    """The step of each checkpoint: its own, else the number in its name."""
+    if all(step is not None for step in own):
+        return list(own)
+    names = [_name_of(path) for path in paths]
+    by_word = [re.findall(r"step[_=\- ]?(\d+)", name) for name in names]
+    if all(len(numbers) == 1 for numbers in by_word):
+        return [int(numbers[0]) for numbers in by_word]
+    numbers = [re.findall(r"\d+", name) for name in names]
+    if none := [path for path, found in zip(paths, numbers, strict=True) if not found]:
+        raise ValueError(
+            f"steps: expected a number in the name of {none[0]}, got none; hand over a list of files without it, or steps=[...]"
+        )
+    columns = list(zip(*numbers, strict=True)) if len({len(found) for found in numbers}) == 1 else []
+    differ = [column for column in columns if len(set(column)) > 1]
+    if len(differ) != 1:
+        raise ValueError(
+            f"steps: expected one number that differs from name to name, got {names[0]} and {names[-1]}; hand over steps=[...]"
+        )
+    if any("epoch" in name for name in names):
+        warnings.warn("steps: the numbers of epochs in the names are taken for steps", stacklevel=3)
+    return [int(number) for number in differ[0]]
+
+
+def _name_of(path):
     above = path.parent.name  # checkpoint-500/model.safetensors
-    for name in (path.name, above if re.fullmatch(r"(.*(step|checkpoint|ckpt|epoch|iter)\D*)?\d+", above) else ""):
-        if found := re.findall(r"step[_=\- ]?(\d+)", name) or re.findall(r"\d+", name):
-            return int(found[-1])
-    raise ValueError(f"steps: expected a number in the name of {path}, got none; hand over steps=[...]")
+    is_step = re.fullmatch(r"(.*(step|checkpoint|ckpt|epoch|iter)\D*)?\d+", above)
+    name = re.sub(r"-\d+-of-\d+", "", path.name)
+    return f"{above}/{name}" if is_step and not re.search(r"\d", name) else name
 
 
 def _order(paths, steps):
@@ -168,6 +204,10 @@ def _clock(learning_rate, steps, order):
     if callable(learning_rate):
         every = np.asarray(jax.vmap(learning_rate)(jnp.arange(max(steps[-1], 1))), np.float64)
         return np.concatenate([[0], np.cumsum(every)])[steps], every[np.maximum(steps - 1, 0)]
+    if np.asarray(learning_rate).dtype.kind not in "fiu":
+        raise ValueError(
+            f"learning_rate: expected a number, a schedule, or one for each checkpoint, got {learning_rate!r}"
+        )
     rates = np.asarray(learning_rate, np.float64)
     if rates.shape not in ((), steps.shape):
         raise ValueError(
@@ -214,19 +254,17 @@ def _components(entry):
 
 def _name(entry, own):
     """The name of a tensor below its part, with the separators that it has in the checkpoint."""
-    return "/".join(own) if len(entry.path) > 1 and "." not in entry.path[-1] else entry.path[-1]
+    own = own[:-1] if own[-1] == "value" and len(own) > 1 else own  # of a variable of NNX
+    return ("." if "." in entry.path[-1] and "/" not in entry.path[-1] else "/").join(own)
 
 
 def _sorted(entries, own):
     """In the order of a pytree: by name, level by level; the items of a list by number."""
-    digits = {}
+    digits: dict[tuple[str, ...], bool] = {}
     for entry in entries:
         for k, name in enumerate(own[entry]):
             level = own[entry][:k]
             digits[level] = digits.get(level, True) and name.isdigit()
-    is_flat = all(len(entry.path) == 1 for entry in entries)
-    if is_flat:
-        return sorted(entries, key=lambda entry: entry.path)
     place = lambda entry: [
         (int(name), "") if digits[own[entry][:k]] else (0, name) for k, name in enumerate(own[entry])
     ]
@@ -289,6 +327,6 @@ def _empty(shape, dtype):
             return np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
         raise ValueError(
-            f"folder: expected {size / 2**30:.1f} GiB of space in {tempfile.gettempdir()} for the weights of the run, got "
-            f"{error.strerror}; set TMPDIR, or dtype=jnp.bfloat16"
+            f"folder_or_files: expected {size / 2**30:.1f} GiB of space in {tempfile.gettempdir()} for the weights of the "
+            f"run, got {error.strerror}; set TMPDIR, or dtype=jnp.bfloat16"
         ) from error

@@ -28,6 +28,9 @@ class History(NamedTuple):
       start: the weights at first.
       rows: by part, a tree like the weights, with leaves [rows, ...]; of weights and mean weights, what they are off `start`.
       sums: by part, since the last save: of losses, and of what is kept as a mean.
+      last: the step of the last save, -1 before the first.
+      calls, losses: since the last save, how often an update was asked for, and how many of these were given their loss. An
+        optimizer that leaves updates out, as `optax.MultiSteps` does, is asked more often than it takes one.
     """
 
     count: Int[Array, ""]
@@ -40,6 +43,9 @@ class History(NamedTuple):
     start: PyTree
     rows: dict[str, PyTree]
     sums: dict[str, PyTree]
+    last: Int[Array, ""]
+    calls: Int[Array, ""]
+    losses: Int[Array, ""]
 
 
 def new_history(like: dict[str, PyTree], num_saves: int, dtype, rate: Float[Array, ""] | None) -> History:
@@ -53,19 +59,21 @@ def new_history(like: dict[str, PyTree], num_saves: int, dtype, rate: Float[Arra
     """
     names = ("step", "loss") if rate is None else ("step", "time", "learning_rate", "loss")
     row = lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf, dtype=dtype), (num_saves, *jnp.shape(leaf)))
+    number = lambda value: jnp.full((), value, jnp.int32)  # arrays of their own: they may be donated
     return History(
-        count=jnp.zeros((), jnp.int32),
-        stride=jnp.ones((), jnp.int32),
-        num=jnp.zeros((), jnp.int32),
+        count=number(0),
+        stride=number(1),
+        num=number(0),
         order=jnp.arange(num_saves, dtype=jnp.int32),
         time=None if rate is None else jnp.zeros((), jnp.float32),
         rate=rate,
         moments={name: jnp.zeros(num_saves, jnp.int32 if name == "step" else jnp.float32) for name in names},
-        start=jax.tree.map(
-            lambda leaf: jnp.array(leaf, copy=True), like["weights"]
-        ),  # the weights may be donated as well
+        start=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), like["weights"]),  # they may be donated as well
         rows=jax.tree.map(row, like),
         sums={name: zero_accumulators(tree) for name, tree in like.items() if name in MEANS} | {"loss": jnp.zeros(())},
+        last=number(-1),
+        calls=number(0),
+        losses=number(0),
     )
 
 
@@ -73,50 +81,53 @@ def saved(history: History, now: dict[str, PyTree]) -> History:
     """The history with what is known at step `count`, before its update is taken: saved there, where the stride says so.
 
     A mean is taken over the segment that ends at a save: the weights after each of its steps, the losses and gradients before
-    them. At save 0 it is what is known there.
+    them. At save 0 it is what is known there. A loss of None was not given.
     """
+    loss = now["loss"]
     now = now | {name: _less(now[name], history.start) for name in OFF_START if name in now}
-    due = history.count % history.stride == 0
-    history = _halved(history, due & (history.num == len(history.order)))
-    due = history.count % history.stride == 0  # by the stride as it is now
-    steps = jnp.where(history.count == 0, 1, history.stride)
-    sums = dict(history.sums)
+    now["loss"] = jnp.zeros(()) if loss is None else jnp.asarray(loss, jnp.float32)
+    fresh = history.count != history.last
+    history = _halved(history, fresh & (history.count % history.stride == 0) & (history.num == len(history.order)))
+    due = fresh & (history.count % history.stride == 0)  # by the stride as it is now
+    first, sums = history.last < 0, dict(history.sums)
     if "mean_weights" in sums:
         sums["mean_weights"] = _plus(sums["mean_weights"], now["mean_weights"])
     ended = dict(sums)
-    for name in set(BEFORE) & set(sums):  # loss and gradient of the first minibatch
-        ended[name] = jax.tree.map(lambda total, new: jnp.where(history.count == 0, new, total), sums[name], now[name])
+    for name in set(BEFORE) & set(sums):  # at save 0 the loss and the gradient of the first minibatch
+        ended[name] = jax.tree.map(lambda total, new: jnp.where(first, new, total), sums[name], now[name])
+    calls = jnp.where(first, 1, history.calls)
+    losses = jnp.where(first, loss is not None, history.losses)
     row = history.order[jnp.minimum(history.num, len(history.order) - 1)]
 
     def write(_, rows):
-        kept = {name: now[name] for name in rows} | {
-            name: jax.tree.map(lambda total: total / steps.astype(total.dtype), ended[name])
-            for name in ended
-            if name in rows
-        }
+        means = {name: jax.tree.map(lambda total: total / calls.astype(total.dtype), ended[name]) for name in ended}
+        kept = {name: means[name] if name in means else now[name] for name in rows}
         put = lambda array, new: jax.lax.dynamic_update_index_in_dim(array, new.astype(array.dtype), row, 0)
         return jax.tree.map(put, rows, kept)
 
     # A loop of one step or none: it works in place, where a branch would copy the rows.
     rows = jax.lax.fori_loop(0, due.astype(jnp.int32), write, history.rows)
-    numbers = {
-        "step": history.count,
-        "time": history.time,
-        "learning_rate": history.rate,
-        "loss": ended["loss"] / steps,
-    }
-    moments = {
-        name: array.at[row].set(jnp.where(due, numbers[name], array[row])) for name, array in history.moments.items()
-    }
+    mean_loss = jnp.where(losses > 0, ended["loss"] / losses, jnp.nan)
+    numbers = {"step": history.count, "time": history.time, "learning_rate": history.rate, "loss": mean_loss}
+    moments = history.moments
+    moments = {name: array.at[row].set(jnp.where(due, numbers[name], array[row])) for name, array in moments.items()}
     sums = jax.tree.map(lambda total: jnp.where(due, 0, total), sums)
     for name in set(BEFORE) & set(sums):
         sums[name] = _plus(sums[name], now[name])
-    return history._replace(num=history.num + due, moments=moments, rows=rows, sums=sums)
+    return history._replace(
+        num=history.num + due,
+        moments=moments,
+        rows=rows,
+        sums=sums,
+        last=jnp.where(due, history.count, history.last),
+        calls=jnp.where(due, 0, history.calls) + 1,
+        losses=jnp.where(due, 0, history.losses) + int(loss is not None),
+    )
 
 
 def _halved(history: History, full) -> History:
-    """Every other save goes, where the rows are full; its means pass into those of the save after it."""
-    order, stride = history.order, history.stride
+    """Every other save goes, where the rows are full; its means pass into those of the save after it, half of each."""
+    order = history.order
     last = order[-1]
 
     def merge(k, parts):
@@ -124,23 +135,27 @@ def _halved(history: History, full) -> History:
         mean = lambda array: array.at[stays].set((array[gone] + array[stays]) / 2)
         return jax.tree.map(mean, parts)
 
-    means = {name: history.rows[name] for name in MEANS if name in history.rows}
-    means |= {"loss": history.moments["loss"]}
-    sums = jax.tree.map(
-        lambda total, array: jnp.where(
-            full, total + stride.astype(total.dtype) * array[last].astype(total.dtype), total
-        ),
-        history.sums,
-        means,
-    )
+    def doubled(total, array, num):
+        return jnp.where(full, total + num.astype(total.dtype) * array[last].astype(total.dtype), total)
+
+    means = {name: history.rows[name] for name in MEANS if name in history.rows} | {"loss": history.moments["loss"]}
+    nums = {name: history.losses if name == "loss" else history.calls for name in means}
+    sums = {
+        name: jax.tree.map(
+            lambda total, array, num=nums[name]: doubled(total, array, num), history.sums[name], means[name]
+        )
+        for name in means
+    }
     means = jax.lax.fori_loop(0, jnp.where(full, len(order) // 2 - 1, 0), merge, means)
     return history._replace(
-        stride=jnp.where(full, 2 * stride, stride),
+        stride=jnp.where(full, 2 * history.stride, history.stride),
         num=jnp.where(full, len(order) // 2, history.num),
         order=jnp.where(full, jnp.concatenate([order[::2], order[1::2]]), order),
         moments=history.moments | {"loss": means.pop("loss")},
         rows=history.rows | means,
         sums=sums,
+        calls=jnp.where(full, 2 * history.calls, history.calls),
+        losses=jnp.where(full, 2 * history.losses, history.losses),
     )
 
 
