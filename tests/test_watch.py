@@ -353,7 +353,7 @@ def test_a_watched_run_is_forecast_as_a_recorded_one(key):
         (lambda: gfm.watch(optax.sgd(0.1), num_saves=2), "num_saves: expected an even number"),
         (lambda: gfm.watch(optax.sgd(0.1), keep="state"), "keep: expected a sequence of parts"),
         (lambda: gfm.watch(optax.sgd(0.1), keep=("slots",)), "keep: .*got slots"),
-        (lambda: gfm.watch(optax.sgd(0.1), dtype=jnp.int8), "dtype: expected a floating-point type"),
+        (lambda: gfm.watch(optax.sgd(0.1), dtype=jnp.int8), "dtype: expected bfloat16 or float32"),
         (lambda: gfm.watch(optax.sgd(0.1), -0.1), "learning_rate: expected a schedule, or a finite number"),
         (lambda: gfm.watch(optax.sgd(0.1), [0.1, 0.2]), "learning_rate: expected a schedule"),
         (lambda: gfm.watch(optax.sgd(0.1)).init({"n": jnp.arange(3)}), "params: expected real floating-point arrays"),

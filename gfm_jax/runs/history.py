@@ -1,5 +1,6 @@
 """The history of a run in fixed memory: saves that stay evenly spread, however long the run becomes."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gfm_jax.optimizers.accumulators import as_accumulator, zero_accumulators
 
-__all__ = ["MEANS", "OFF_START", "History", "new_history", "saved"]
+__all__ = ["DTYPES", "OFF_START", "History", "as_floats", "new_history", "saved"]
+
+DTYPES = (jnp.bfloat16, jnp.float32)  # of what is kept
 
 MEANS = ("loss", "mean_weights", "gradient")  # over the steps since the save before
 BEFORE = ("loss", "gradient")  # of these, what is known before a step: the segment that ends at a save does without it
@@ -27,6 +30,7 @@ class History(NamedTuple):
       moments: of each row, its step, time, learning rate and loss, [rows].
       start: the weights at first.
       rows: by part, a tree like the weights, with leaves [rows, ...]; of weights and mean weights, what they are off `start`.
+        The bits of bfloat16 are held as uint16: on a CPU XLA would bring all rows into float32 and back to write one of them.
       sums: by part, since the last save: of losses, and of what is kept as a mean.
       last: the step of the last save, -1 before the first.
       calls, losses: since the last save, how often an update was asked for, and how many of these were given their loss. An
@@ -58,7 +62,7 @@ def new_history(like: dict[str, PyTree], num_saves: int, dtype, rate: Float[Arra
       rate: the first learning rate, None where the clock is the number of steps.
     """
     names = ("step", "loss") if rate is None else ("step", "time", "learning_rate", "loss")
-    row = lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf, dtype=dtype), (num_saves, *jnp.shape(leaf)))
+    row = lambda leaf: jnp.broadcast_to(as_row(jnp.zeros_like(leaf), dtype), (num_saves, *jnp.shape(leaf)))
     number = lambda value: jnp.full((), value, jnp.int32)  # arrays of their own: they may be donated
     return History(
         count=number(0),
@@ -100,9 +104,11 @@ def saved(history: History, now: dict[str, PyTree]) -> History:
     row = history.order[jnp.minimum(history.num, len(history.order) - 1)]
 
     def write(_, rows):
-        means = {name: jax.tree.map(lambda total: total / calls.astype(total.dtype), ended[name]) for name in ended}
+        means = {
+            name: jax.tree.map(lambda total: total * (1 / calls.astype(total.dtype)), ended[name]) for name in ended
+        }
         kept = {name: means[name] if name in means else now[name] for name in rows}
-        put = lambda array, new: jax.lax.dynamic_update_index_in_dim(array, new.astype(array.dtype), row, 0)
+        put = lambda array, new: jax.lax.dynamic_update_index_in_dim(array, as_row(new, array.dtype), row, 0)
         return jax.tree.map(put, rows, kept)
 
     # A loop of one step or none: it works in place, where a branch would copy the rows.
@@ -128,25 +134,25 @@ def saved(history: History, now: dict[str, PyTree]) -> History:
 def _halved(history: History, full) -> History:
     """Every other save goes, where the rows are full; its means pass into those of the save after it, half of each."""
     order = history.order
-    last = order[-1]
-
-    def merge(k, parts):
-        gone, stays = order[2 * k + 1], order[2 * k + 2]
-        mean = lambda array: array.at[stays].set((array[gone] + array[stays]) / 2)
-        return jax.tree.map(mean, parts)
-
-    def doubled(total, array, num):
-        return jnp.where(full, total + num.astype(total.dtype) * array[last].astype(total.dtype), total)
-
     means = {name: history.rows[name] for name in MEANS if name in history.rows} | {"loss": history.moments["loss"]}
     nums = {name: history.losses if name == "loss" else history.calls for name in means}
-    sums = {
-        name: jax.tree.map(
-            lambda total, array, num=nums[name]: doubled(total, array, num), history.sums[name], means[name]
-        )
-        for name in means
-    }
-    means = jax.lax.fori_loop(0, jnp.where(full, len(order) // 2 - 1, 0), merge, means)
+
+    def merged(_, carry):
+        means, sums = carry
+        at = lambda array, row: as_floats(jax.lax.dynamic_index_in_dim(array, row, keepdims=False))
+
+        def pair(k, parts):
+            gone, stays = order[2 * k + 1], order[2 * k + 2]
+            mean = lambda array: (at(array, gone) + at(array, stays)) / 2
+            put = lambda array: jax.lax.dynamic_update_index_in_dim(array, as_row(mean(array), array.dtype), stays, 0)
+            return jax.tree.map(put, parts)
+
+        add = lambda total, array, num: total + num.astype(total.dtype) * at(array, order[-1]).astype(total.dtype)
+        added = {name: functools.partial(add, num=num) for name, num in nums.items()}
+        sums = {name: jax.tree.map(added[name], sums[name], means[name]) for name in means}
+        return jax.lax.fori_loop(0, len(order) // 2 - 1, pair, means), sums
+
+    means, sums = jax.lax.fori_loop(0, full.astype(jnp.int32), merged, (means, history.sums))
     return history._replace(
         stride=jnp.where(full, 2 * history.stride, history.stride),
         num=jnp.where(full, len(order) // 2, history.num),
@@ -157,6 +163,18 @@ def _halved(history: History, full) -> History:
         calls=jnp.where(full, 2 * history.calls, history.calls),
         losses=jnp.where(full, 2 * history.losses, history.losses),
     )
+
+
+def as_row(x: Array, dtype) -> Array:
+    """Numbers as rows hold them: of bfloat16 the bits."""
+    if jnp.dtype(dtype) in (jnp.bfloat16, jnp.uint16):
+        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
+def as_floats(row: Array) -> Array:
+    """The numbers that rows hold."""
+    return jax.lax.bitcast_convert_type(row, jnp.bfloat16).astype(jnp.float32) if row.dtype == jnp.uint16 else row
 
 
 def _less(tree, other):

@@ -13,7 +13,7 @@ from gfm_jax.base import Layout, Trajectory
 from gfm_jax.checks import is_traced
 from gfm_jax.optimizers.accumulators import as_accumulator
 from gfm_jax.parameters import check_parameters, leaf_names
-from gfm_jax.runs.history import OFF_START, History
+from gfm_jax.runs.history import OFF_START, History, as_floats
 from gfm_jax.runs.slots import optimizer_slots
 from gfm_jax.runs.watch import WatchState
 
@@ -163,4 +163,4 @@ def _flat(tree, order=None):
     leaves = map(jnp.asarray, jax.tree.leaves(tree))
     if order is None:
         return jnp.concatenate([as_accumulator(leaf).ravel() for leaf in leaves])
-    return jnp.concatenate([as_accumulator(leaf[order]).reshape(len(order), -1) for leaf in leaves], axis=-1)
+    return jnp.concatenate([as_accumulator(as_floats(leaf[order])).reshape(len(order), -1) for leaf in leaves], axis=-1)

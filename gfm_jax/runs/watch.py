@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gfm_jax.checks import check_count, is_traced
 from gfm_jax.parameters import check_parameters
-from gfm_jax.runs.history import History, new_history, saved
+from gfm_jax.runs.history import DTYPES, History, new_history, saved
 from gfm_jax.runs.slots import optimizer_slots
 
 __all__ = ["OPTIONAL", "WatchState", "watch"]
@@ -61,7 +61,7 @@ def watch(
       num_saves: rows of the history, an even number from 4 on.
       keep: beside weights, rates and losses, which of "mean_weights" and "gradient" (means over the steps since the save
         before) and "state" (the optimizer's slots) to keep; each costs as much again as the weights.
-      dtype: of what is kept, a floating-point type.
+      dtype: of what is kept, bfloat16 or float32.
 
     Returns:
       An optax transformation, whose `update` needs the weights.
@@ -119,8 +119,8 @@ def _check(optimizer, learning_rate: Any, num_saves, keep, dtype):
     if isinstance(keep, str) or (unknown := [str(part) for part in keep if part not in OPTIONAL]):
         got = repr(keep) if isinstance(keep, str) else ", ".join(unknown)
         raise ValueError(f"keep: expected a sequence of parts among {', '.join(OPTIONAL)}, got {got}")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype: expected a floating-point type, got {dtype!r}")
+    if jnp.dtype(dtype) not in map(jnp.dtype, DTYPES):
+        raise ValueError(f"dtype: expected bfloat16 or float32, got {dtype!r}")
     if learning_rate is None or callable(learning_rate) or is_traced(learning_rate):
         return
     is_number = np.ndim(learning_rate) == 0 and np.asarray(learning_rate).dtype.kind in "fiu"
