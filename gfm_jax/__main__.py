@@ -9,6 +9,8 @@ import numpy as np
 
 import gfm_jax as gfm
 
+__all__ = ["main", "parser"]
+
 SIMPLE = ("dmd", "exponential", "lawa", "lawa_half_log", "linear", "log_time", "persistence", "rank1", "sqrt_time")
 
 

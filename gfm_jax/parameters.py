@@ -133,8 +133,8 @@ def _check_statistics(names, name):
 def statistics_among(names: Sequence[str]) -> list[str]:
     """Those names that tell of a running statistic, a counter or a constant, which no optimizer moves.
 
-    >>> statistics_among(["bn.weight", "bn.running_mean", "BatchNorm_0/scale", "BatchNorm_0/var"])
-    ['bn.running_mean', 'BatchNorm_0/var']
+    >>> statistics_among(["bn.weight", "bn.running_mean", "norm/scale", "norm/mean", "norm/var"])
+    ['bn.running_mean', 'norm/mean', 'norm/var']
     """
     siblings: dict[tuple, set[str]] = {}
     split = [parts_of(own) for own in names]

@@ -605,10 +605,8 @@ ELSEWHERE = {
 NOT_OF_ARRAYS = {
     "forecasting.Coefficients": "the network inside `move`",
     **dict.fromkeys(("datasets.load_dataset", "fitting.seconds_of", "load", "save"), DISK),
-    **dict.fromkeys(
-        ("runs.open_recording", "runs.read_checkpoints", "runs.record_to_disk", "runs.verify", "runs.write_checkpoint"),
-        DISK,
-    ),
+    **dict.fromkeys((f"runs.{n}" for n in ("open_recording", "record_to_disk", "verify")), DISK),
+    **dict.fromkeys((f"runs.{n}" for n in ("last_checkpoint", "read_checkpoints", "write_checkpoint")), DISK),
     **dict.fromkeys(
         ("base.config_of", "fitting.with_defaults", "runs.watch"), "makes a record of functions and choices"
     ),

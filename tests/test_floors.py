@@ -40,6 +40,7 @@ FLOORS = {
     "runs": 4,
     "forecasting": 5,
     "weights": 5,
+    "__main__": 6,
 }
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="gfm_jax."))
 
@@ -113,7 +114,11 @@ def test_what_is_imported_is_declared():
     }
     name = lambda requirement: (lambda found: names.get(found, found))(re.match(r"[\w-]+", requirement)[0])
     declared = set(map(name, project["dependencies"]))
-    extras = {name(one) for extra in ("experiments", "data", "ott") for one in project["optional-dependencies"][extra]}
+    extras = {
+        name(one)
+        for extra in ("experiments", "data", "ott", "torch")
+        for one in project["optional-dependencies"][extra]
+    }
     found = {module.split(".")[0] for one in MODULES for module in imports(source(one))}
     found |= {module.split(".")[0] for module in imports(ROOT / "__init__.py")}
     found -= {*sys.stdlib_module_names, "gfm_jax"}

@@ -42,7 +42,7 @@ def refresh_statistics(
     >>> def update(statistics, x):
     ...     variables_now = {"params": variables["params"], "batch_stats": statistics}
     ...     return net.apply(variables_now, x, mutable=["batch_stats"])[1]["batch_stats"]
-    >>> refresh_statistics(update, variables["batch_stats"], [x[:3], x[3:]])["mean"].round(3).tolist()
+    >>> refresh_statistics(update, variables["batch_stats"], [x[:3], x[3:]])["mean"].round().tolist()
     [5.0, 6.0]
     """
     statistics = jax.tree.map(jnp.asarray, statistics)
