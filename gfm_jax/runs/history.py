@@ -87,8 +87,9 @@ def saved(history: History, now: dict[str, PyTree]) -> History:
     A mean is taken over the segment that ends at a save: the weights after each of its steps, the losses and gradients before
     them. At save 0 it is what is known there. A loss of None was not given.
     """
-    loss = now["loss"]
-    now = now | {name: _less(now[name], history.start) for name in OFF_START if name in now}
+    loss, weights = now["loss"], now["weights"]
+    if "mean_weights" in now:
+        now = now | {"mean_weights": _less(now["mean_weights"], history.start)}
     now["loss"] = jnp.zeros(()) if loss is None else jnp.asarray(loss, jnp.float32)
     fresh = history.count != history.last
     history = _halved(history, fresh & (history.count % history.stride == 0) & (history.num == len(history.order)))
@@ -103,11 +104,13 @@ def saved(history: History, now: dict[str, PyTree]) -> History:
     losses = jnp.where(first, loss is not None, history.losses)
     row = history.order[jnp.minimum(history.num, len(history.order) - 1)]
 
-    def write(_, rows):
+    def write(i, rows):
+        # i is 0, and added so that XLA does not work out the row at every step, outside of the loop.
+        off_start = _less(jax.tree.map(lambda leaf: leaf + i.astype(leaf.dtype), weights), history.start)
         means = {
             name: jax.tree.map(lambda total: total * (1 / calls.astype(total.dtype)), ended[name]) for name in ended
         }
-        kept = {name: means[name] if name in means else now[name] for name in rows}
+        kept = {name: means[name] if name in means else now[name] for name in rows} | {"weights": off_start}
         put = lambda array, new: jax.lax.dynamic_update_index_in_dim(array, as_row(new, array.dtype), row, 0)
         return jax.tree.map(put, rows, kept)
 
