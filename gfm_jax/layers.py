@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-__all__ = ["layer_of", "natural_order", "output_axis", "parts_of"]
+__all__ = ["layer_of", "natural_key", "natural_order", "output_axis", "parts_of"]
 
 # What the tensors of one layer are called where no path tells the layer: "w1" and "b1" are of layer 1.
 ROLES = {"w", "b", "weight", "weights", "bias", "biases", "kernel", "scale", "gamma", "beta", "embedding", "g"}
@@ -96,8 +96,8 @@ def _sorted(paths):
         if number is None:
             number = -1 if text in counted else math.inf
         if group == 5:
-            return group, not is_norm, number, 0, 0, _natural(name)
-        return group, is_norm and norms_end, number, is_block[name], is_norm, _natural(name)
+            return group, not is_norm, number, 0, 0, natural_key(name)
+        return group, is_norm and norms_end, number, is_block[name], is_norm, natural_key(name)
 
     found = [()] if () in paths else []
     for name in sorted(below, key=place):
@@ -117,8 +117,12 @@ def _words(text):
     return {word.lower() for word in words} | {"".join(words).lower()}
 
 
-def _natural(name):
-    """Digits compare as numbers, and before letters."""
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key to sort names by, in which digits compare as numbers, and before letters.
+
+    >>> sorted(["step_10", "step_5"], key=natural_key)
+    ['step_5', 'step_10']
+    """
     return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.findall(r"\d+|\D+", name))
 
 

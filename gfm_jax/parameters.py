@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from gfm_jax.layers import parts_of
 
-__all__ = ["check_parameters", "leaf_names", "statistics_among"]
+__all__ = ["check_parameters", "component", "leaf_names", "statistics_among"]
 
 # Collections of flax that hold no parameters.
 COLLECTIONS = {"batch_stats", "cache", "intermediates", "perturbations", "_overwrite_with_gradient"}
@@ -46,14 +46,15 @@ def check_parameters(weights: PyTree, name: str = "weights") -> tuple[str, ...]:
     if not leaves:
         raise ValueError(f"{name}: expected a pytree with at least one array, got one without leaves")
     paths = [path for path, _ in leaves]
-    _check_collections([tuple(_component(key) for key in path) for path in paths], name)
+    _check_collections([tuple(component(key) for key in path) for path in paths], name)
     names = leaf_names(weights)
     _check_statistics(names, name)
     _check_dtypes(names, [leaf for _, leaf in leaves], name)
     return names
 
 
-def _component(key) -> str:
+def component(key) -> str:
+    """What one step of the path of a leaf is called: a key, a field, or a number."""
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
@@ -61,7 +62,7 @@ def leaf_names(weights: PyTree) -> tuple[str, ...]:
     """The names of the leaves, without what libraries add to their paths: the collection "params", and the field in which a
     variable of NNX holds its array."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
-    components = [[_component(key) for key in path] for path in paths]
+    components = [[component(key) for key in path] for path in paths]
     holds = lambda path: len(path) > 1 and path[-1] in ("value", "raw_value")
     all_hold = all(map(holds, components))
     names = []
@@ -93,7 +94,7 @@ def _check_variables(weights, name):
     ]
     others = [(path, kind.__name__) for path, kind in kinds if "Param" not in _names_of_bases(kind)]
     if others:
-        where = _several(f"{kind} at {'/'.join(map(_component, path))}" for path, kind in others)
+        where = _several(f"{kind} at {'/'.join(map(component, path))}" for path, kind in others)
         raise ValueError(
             f"{name}: expected variables of type nnx.Param, got {where}; take nnx.state(model, nnx.Param), and leave the other "
             "state to the network (nnx.split(model, nnx.Param, ...) keeps the two apart)"

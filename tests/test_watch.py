@@ -223,6 +223,20 @@ def test_a_donated_state():
     assert gfm.trajectory(carry[1], carry[0]).step.tolist() == [0, 1, 2, 3]
 
 
+def test_weights_divided_over_devices_stay_so():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    over = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    start = {"head": {"bias": jnp.ones(4)}, "kernel": jnp.arange(8.0).reshape(4, 2)}
+    divided = jax.device_put(start, {"head": {"bias": over("x")}, "kernel": over("x", None)})
+    optimizer = gfm.watch(optax.adam(0.1), 0.1, num_saves=4, keep=OPTIONAL)
+    weights, state, _ = train(optimizer, 11, divided)
+    assert state.watched.rows["weights"]["kernel"].sharding.is_equivalent_to(over(None, "x", None), 3)
+    whole_weights, whole, _ = train(optimizer, 11, start)
+    one, other = gfm.trajectory(state, weights), gfm.trajectory(whole, whole_weights)
+    for a, b in zip(*(jax.tree.leaves(run._replace(layout=None)) for run in (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_nnx():
     class Net(nnx.Module):
         def __init__(self, rngs):

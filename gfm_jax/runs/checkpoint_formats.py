@@ -4,13 +4,18 @@ import contextlib
 import functools
 import json
 import pathlib
+import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from gfm_jax.layers import natural_key
+from gfm_jax.parameters import component
 
 __all__ = [
     "Entry",
@@ -33,6 +38,17 @@ SUFFIXES = {
     ".ckpt": "torch",
 }
 KNOWN = "orbax, flax msgpack, safetensors, .npz and PyTorch's .pt, .pth, .bin and .ckpt"
+# What libraries raise for files that are damaged, or hold other things than they should.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+)
 INDEX = "*.safetensors.index.json"
 ORBAX = ("_METADATA", "manifest.ocdbt", "checkpoint")  # one of these lies in the folder of a tree that orbax wrote
 
@@ -110,11 +126,7 @@ def checkpoints_in(folder: pathlib.Path) -> list[pathlib.Path]:
         raise ValueError(
             f"folder_or_files: expected checkpoints of one format in {folder}, got {listed}; hand over a list of files"
         )
-    return sorted(found, key=lambda path: _natural(str(path)))
-
-
-def _natural(name):
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.findall(r"\d+|\D+", name)]
+    return sorted(found, key=lambda path: natural_key(str(path)))
 
 
 # --- what is in one ---------------------------------------------------------------------------------------------------
@@ -138,12 +150,12 @@ def entries_of(path: pathlib.Path) -> list[Entry]:
 
 @contextlib.contextmanager
 def _named(path, kind) -> Iterator[None]:
-    """Whatever a library says of a file that it cannot read, as a ValueError that names the file."""
+    """What a library says of a file that it cannot read, as a ValueError that names the file."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except ImportError:
-        raise
-    except Exception as error:
+    except (*UNREADABLE, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: expected a whole checkpoint in the format {kind}, but it cannot be read: {reason}"
@@ -304,9 +316,8 @@ READERS = {
 
 def _leaves(tree):
     """The leaves of a tree by their names from the top."""
-    name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
-    return {tuple(map(name, path)): leaf for path, leaf in found}
+    return {tuple(map(component, path)): leaf for path, leaf in found}
 
 
 def _of_tree(tree, array, dtype=lambda leaf: np.asarray(leaf).dtype):

@@ -76,7 +76,7 @@ def read_checkpoints(
     >>> run.step.tolist(), run.time.round(2).tolist(), run.layout.names, run.weights.shape
     ([100, 200, 300], [0.1, 0.2, 0.3], ('bias', 'kernel'), (3, 9))
     """
-    if not np.issubdtype(jnp.dtype(dtype), np.floating) and jnp.dtype(dtype) != jnp.bfloat16:
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: expected a floating-point type, got {dtype!r}")
     paths = _paths(folder_or_files)
     _check_steps(steps, len(paths))
@@ -95,10 +95,9 @@ def read_checkpoints(
 def _look(path, part) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """The shapes of a checkpoint's parameters, and its step where it holds one; none of its weights stays in memory."""
     parameters, others = parameters_in(path, part)
-    for entry in others:
-        if entry.path[-1] == "step" and len(entry.path) <= 2 and entry.shape == () and entry.dtype.kind in "iu":
-            return {name: entry.shape for name, entry in parameters.items()}, int(entry.read())
-    return {name: entry.shape for name, entry in parameters.items()}, None
+    is_step = lambda e: e.path[-1] == "step" and len(e.path) <= 2 and e.shape == () and e.dtype.kind in "iu"
+    step = next((int(entry.read()) for entry in others if is_step(entry)), None)
+    return {name: entry.shape for name, entry in parameters.items()}, step
 
 
 def _check_steps(steps, num):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from gfm_jax.parameters import component
+
 __all__ = ["optimizer_slots", "unrecorded_state", "with_slots"]
 
 NO_SLOTS = {"hyperparams", "hyperparams_states", "watched"}  # of optax.inject_hyperparams, and the history of `watch`
@@ -177,7 +179,7 @@ def _put_in(slots, name, members):
 
 
 def _names(path):
-    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return tuple(map(component, path))
 
 
 def _last_name(prefix):

@@ -47,7 +47,8 @@ def watch(
 
     Works inside `jax.jit`, `jax.lax.scan` and `jax.vmap`, for `nnx.Optimizer`, and for weights that are divided over a mesh; in
     and around `optax.chain`, `optax.MultiSteps`, `optax.apply_if_finite`, `optax.partition` and `optax.inject_hyperparams`.
-    Steps are updates that are taken: accumulated minibatches count once. Donate the optimizer's state to a jitted step
+    Steps are updates that are taken: accumulated minibatches count once, and losses are their means, but inside
+    `optax.MultiSteps`, which hands on the last one alone. Donate the optimizer's state to a jitted step
     (`jax.jit(step, donate_argnums=...)`), or XLA copies the history at every step.
 
     bfloat16 keeps eight bits of the way from the start. Late in a run, where little moves from save to save, that can be a
