@@ -127,6 +127,7 @@ def features_of(seen: Evidence, layout: Layout) -> Features:
     saves = {name: -jax.nn.one_hot(save, len(seen.step)) for name, save in past.items()}
     saves["log_slope"] = line_weights(jnp.log(from_first_motion(seen.time, seen.seen)), inside(1 / 4))
     saves["slope"] = line_weights(time, inside(1 / 2))
+    saves |= {f"average_since_{j}_8": inside(j / 8) / inside(j / 8).sum() for j in (4, 6)}
     by_steps = {name: since(weights) for name, weights in saves.items()}
     moved = dict(zip(by_steps, jnp.stack([*by_steps.values()]) @ seen.steps, strict=True)) | {"average": seen.average}
     segment = jnp.asarray(segment_ids(layout))

@@ -19,7 +19,9 @@ DIRECTIONS = (
     "since_second_last",
     "log_slope",  # slope against log time over the last three quarters
     "slope",  # slope against time over the last half
-    "average",  # towards the mean of the last eighth
+    "average_since_4_8",  # towards the mean of the last half
+    "average_since_6_8",  # of the last quarter
+    "average",  # of the last eighth
     "optimizer",  # the optimizer's own direction
     "descent",  # against the gradient
     *KRYLOV,  # down the quadratic model of the loss, where its curvature was measured

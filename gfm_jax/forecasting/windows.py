@@ -55,6 +55,7 @@ def cut(
     *,
     feature_dropout: Sequence[Sequence[str]] = (),
     loss: Callable[[Array], Array] | None = None,
+    coordinates: int | None = None,
     chunk: int = 64,
 ) -> Windows:
     """Windows of a batch of runs of one layout: one a run and fraction, and one more a run and set of `feature_dropout`.
@@ -66,6 +67,7 @@ def cut(
         set one of the fractions, in even order, is cut once more with it hidden: what is fitted to these windows learns to do
         without.
       loss: `weights [dim] -> scalar`, on data that the runs were trained on; its curvature is measured at every cut.
+      coordinates: how many weights to keep, as `thin` does; each cut is thinned as it is made. None for all.
       chunk: of how many windows features are worked out side by side.
 
     Raises:
@@ -89,6 +91,7 @@ def cut(
     cuts = [(save_at(runs, fraction), ()) for fraction in fractions]
     cuts += [(cuts[i * len(fractions) // len(feature_dropout)][0], names) for i, names in enumerate(feature_dropout)]
     saves, parts, measured = [last for last, _ in cuts], [], {}
+    kept = None if coordinates is None else _some_coordinates(runs.layout.dim, coordinates)
     for last, names in cuts:
         known = hide(moving, names)
         if loss is not None and "curvature" not in names:
@@ -99,7 +102,8 @@ def cut(
                 measured[place] = _curvatures(loss, weights, metric(known, last))
             known = known._replace(curvature=measured[place])
         seen, distance = _evidence(complete(known, last), last)
-        parts.append((_features(seen, runs.layout, min(chunk, num_runs)), distance))
+        features = _features(seen, runs.layout, min(chunk, num_runs))
+        parts.append((features if kept is None else of_weights(features, lambda leaf: leaf[:, kept]), distance))
     features, distances = _concatenated(parts)
     clock = (runs.step, runs.time, np.ones(runs.time.shape) if runs.learning_rate is None else runs.learning_rate)
     return Windows(
@@ -107,7 +111,7 @@ def cut(
         run=jnp.asarray(np.tile(np.arange(num_runs), len(saves))),
         last=jnp.asarray(np.repeat(saves, num_runs)),
         clock=Horizon(*(jnp.asarray(array, jnp.float32) for array in clock)),
-        weights=jnp.asarray(runs.weights, jnp.float32),
+        weights=jnp.asarray(runs.weights if kept is None else runs.weights[..., kept], jnp.float32),
         distance=distances,
         layout=runs.layout,
     )
@@ -239,12 +243,15 @@ def thin(windows: Windows, num: int, seed: int = 0) -> Windows:
     >>> thin(cut(runs, (0.25, 0.5)), 2).weights.shape
     (2, 9, 2)
     """
-    if num < 1:
-        raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
-    dim = windows.layout.dim
-    kept = np.sort(np.random.default_rng(seed).permutation(dim)[:num])
+    kept = _some_coordinates(windows.layout.dim, num, seed)
     chosen = of_weights(windows.features, lambda leaf: leaf[:, kept])
     return windows._replace(features=chosen, weights=windows.weights[..., kept])
+
+
+def _some_coordinates(dim, num, seed=0):
+    if num < 1:
+        raise ValueError(f"num: expected at least one coordinate to keep, got {num}")
+    return np.sort(np.random.default_rng(seed).permutation(dim)[:num])
 
 
 def of_weights(features, pick):
