@@ -1,4 +1,17 @@
-from . import base, datasets, fitting, flows, forecasting, networks, optimizers, pytrees, runs, solve, weights
+from . import (
+    base,
+    datasets,
+    fitting,
+    flows,
+    forecasting,
+    networks,
+    optimizers,
+    pretrained_models,
+    pytrees,
+    runs,
+    solve,
+    weights,
+)
 from .base import Flow, Forecast, Forecaster, Horizon, Layout, Learner, Network, Task, Trajectory
 from .datasets import load_dataset
 from .fitting import fit, with_defaults
@@ -15,6 +28,7 @@ from .forecasting import (
 )
 from .networks import refresh_statistics
 from .optimizers import adams_bashforth, chebyshev, explicit_runge_kutta, heun, joint_runge_kutta, leapfrog, rk4
+from .pretrained_models import pretrained
 from .pytrees import layout_of, ravel, unravel
 from .runs import (
     classification,
@@ -88,6 +102,8 @@ __all__ = [
     "optimizers",
     "pca",
     "prefix_of",
+    "pretrained",
+    "pretrained_models",
     "pytrees",
     "ravel",
     "read_checkpoints",

@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     add("--until", type=int, required=True, help="the step to forecast, beyond the last checkpoint")
     add("--steps", type=int, nargs="+", help="of each checkpoint, where their names do not tell")
     add("--learning-rate", type=float, help="of the run; without it the clock is its number of steps")
-    add("--method", default="lawa_half_log", help=f"a file of gfm_jax.save, or one of {', '.join(SIMPLE)}")
+    known = ", ".join(SIMPLE)
+    add("--method", default="general", help=f"general (the pretrained one), a file of gfm_jax.save, or one of {known}")
     add("--part", help='path of the parameters in a checkpoint, such as "ema/params"')
     add("--out", type=pathlib.Path, help="a checkpoint to write, of the format that is read")
     add("--figure", type=pathlib.Path, help="an image to write: layers over time, and the forecast")
@@ -88,8 +89,11 @@ def _check(chosen):
 def _method(name):
     if name in SIMPLE:
         return getattr(gfm.forecasting.baselines, name)(), ()
+    if name == "general":
+        return gfm.pretrained(name)
     if not pathlib.Path(name).exists():
-        raise ValueError(f"--method: expected a file of gfm_jax.save, or one of {', '.join(SIMPLE)}, got {name}")
+        known = ", ".join(("general", *SIMPLE))
+        raise ValueError(f"--method: expected a file of gfm_jax.save, or one of {known}, got {name}")
     forecaster, params = gfm.load(name)
     if not isinstance(forecaster, gfm.Forecaster):
         raise ValueError(f"--method: expected a forecaster in {name}, got a {type(forecaster).__name__}")

@@ -57,7 +57,10 @@ def test_a_fitted_forecaster_with_intervals(folder, tmp_path, capsys, key):
             "error: --until: expected a step beyond the last checkpoint, 400, got 300",
         ),
         (["--until", "0"], "error: --until: expected a step beyond the last checkpoint, got 0"),
-        (["--until", "800", "--method", "lawaa"], "error: --method: expected a file of gfm_jax.save, or one of dmd, "),
+        (
+            ["--until", "800", "--method", "lawaa"],
+            "error: --method: expected a file of gfm_jax.save, or one of general, dmd, ",
+        ),
         (["--until", "800", "--out", "/nowhere/then.npz"], "error: --out: expected a path in a folder that exists"),
         (["--until", "800", "--part", "ema"], "error: part: expected a path in "),
         (

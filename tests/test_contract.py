@@ -605,6 +605,7 @@ ELSEWHERE = {
 NOT_OF_ARRAYS = {
     "forecasting.Coefficients": "the network inside `move`",
     **dict.fromkeys(("datasets.load_dataset", "fitting.seconds_of", "load", "save"), DISK),
+    **dict.fromkeys(("pretrained_models.card", "pretrained_models.pretrained"), DISK),
     **dict.fromkeys((f"runs.{n}" for n in ("open_recording", "record_to_disk", "verify")), DISK),
     **dict.fromkeys((f"runs.{n}" for n in ("last_checkpoint", "read_checkpoints", "write_checkpoint")), DISK),
     **dict.fromkeys(

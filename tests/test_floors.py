@@ -40,6 +40,7 @@ FLOORS = {
     "runs": 4,
     "forecasting": 5,
     "weights": 5,
+    "pretrained_models": 5.5,
     "__main__": 6,
 }
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="gfm_jax."))

@@ -20,6 +20,7 @@ ROOMS = {
     "gfm_jax.optimizers": "Integrators as optimizers.",
     "gfm_jax.optimizers.fields": "Optimizers as vector fields.",
     "gfm_jax.networks": "Networks of flax, of one point.",
+    "gfm_jax.pretrained_models": "Forecasters that come with the library.",
     "gfm_jax.solve": "Following a flow.",
     "gfm_jax.datasets": "Data by name.",
     "gfm_jax.base": "The records that all rooms speak.",

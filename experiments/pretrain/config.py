@@ -21,11 +21,13 @@ class Config:
     """Weights of a run that are learned from in weight space."""
     whole_runs: int = 8
     """Of every problem and optimizer that is learned from in function space."""
+    whole_fraction: float = 0.35
+    """Of their windows, that are learned from there."""
     head: str = "coordinate"
     widths: tuple[int, ...] = (128, 128)
     batch_size: int = 4096
-    field_steps: int = 10_000
-    function_steps: int = 800
+    field_steps: int = 6000
+    function_steps: int = 400
     function_runs: int = 10
     """Whole runs in a batch."""
     weight: float = 0.5
@@ -41,11 +43,11 @@ class Config:
 PRESETS = {
     "smoke": Config(
         preset="smoke",
-        problems=("digits_mlp", "teacher"),
-        num_runs=4,
+        problems=("mixture",),
+        num_runs=6,
         scale=0.1,
         coordinates=100,
-        whole_runs=2,
+        whole_runs=4,
         head="tensor",
         widths=(16,),
         batch_size=256,
@@ -54,9 +56,40 @@ PRESETS = {
         function_runs=2,
         fits=2,
         coverage=0.5,
-        held_out=("characters",),
+        held_out=("teacher",),
         held_out_runs=2,
     ),
     "laptop": Config(),
     "paper": Config(preset="paper", num_runs=64, coordinates=1024, field_steps=60_000, function_steps=4000),
 }
+COUNTS = (
+    "num_runs", "coordinates", "whole_runs", "batch_size", "field_steps", "function_steps", "function_runs", "fits",
+    "held_out_runs",
+)  # fmt: skip
+
+
+def check(config: Config, problems, held_out) -> None:
+    """Raises a ValueError that names the field, what was expected and what came, if a config cannot be run.
+
+    Args:
+      config: as given.
+      problems: names of what the zoo can hold.
+      held_out: names of what only judges.
+    """
+    for field in COUNTS:
+        if (value := getattr(config, field)) < 1:
+            raise ValueError(f"{field}: expected at least 1, got {value}")
+    for field, known in (("problems", problems), ("held_out", [*held_out, *problems])):
+        if unknown := set(getattr(config, field)) - set(known):
+            raise ValueError(f"{field}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if both := set(config.held_out) & set(config.problems or problems):
+        raise ValueError(f"held_out: expected families that the zoo does not hold, got {', '.join(sorted(both))}")
+    for field in ("whole_fraction", "coverage"):
+        if not 0 < getattr(config, field) < 1:
+            raise ValueError(f"{field}: expected a fraction in (0, 1), got {getattr(config, field)}")
+    if not config.observed or not all(0 < fraction < 1 for fraction in config.observed):
+        raise ValueError(f"observed: expected fractions in (0, 1), got {config.observed}")
+    if config.head not in ("coordinate", "tensor"):
+        raise ValueError(f"head: expected coordinate or tensor, got {config.head!r}")
+    if not config.weight >= 0 or not config.scale > 0:
+        raise ValueError(f"weight, scale: expected at least 0 and above 0, got {config.weight} and {config.scale}")

@@ -42,6 +42,7 @@ class Problem(NamedTuple):
       saves: how many, and how they lie: "even", "log", "random", or "late" (evenly, but none of the first tenth).
       in_function_space: whether it is learned from there too.
       variety: ranges of what differs from run to run beside the learning rate and its schedule.
+      examples: of the training set, that the loss and its curvature are known on.
     """
 
     make: Callable[[], Task]
@@ -50,6 +51,7 @@ class Problem(NamedTuple):
     saves: tuple[int, str]
     in_function_space: bool = False
     variety: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    examples: int = 512
 
 
 def flat(module: nn.Module) -> nn.Module:
@@ -146,8 +148,9 @@ PROBLEMS = {
     "cifar_batch_norm": Problem(
         _of(ConvNet((8, 16, 24), batch_norm=True), of(images, "cifar10", 20_000, 2), 32),
         ("momentum", "adamw"),
-        700,
+        500,
         (26, "even"),
+        examples=128,
     ),
     "cifar_mlp": Problem(
         _of(flat(MLP((64, 10))), of(images, "cifar10", 30_000, 4), 16),
@@ -158,7 +161,7 @@ PROBLEMS = {
     "teacher": Problem(
         _of(MLP((32, 8)), of(teacher, 16_000), 16), ("sgd", "momentum", "adam"), 1000, (40, "even"), True, NOISY
     ),
-    "mixture": Problem(_of(MLP((10,)), of(mixture, 8000), 8), ("sgd", "momentum", "adam"), 1000, (20, "log")),
+    "mixture": Problem(_of(MLP((10,)), of(mixture, 8000), 8), ("sgd", "momentum", "adam"), 1000, (20, "log"), True),
     "text_perceptron": Problem(
         _of(NextCharacter(len(CHARACTERS), 48), of(characters, 20_000, 8), 32, num_classes=len(CHARACTERS)),
         ("momentum", "adam", "adamw"),
@@ -167,7 +170,7 @@ PROBLEMS = {
         True,
     ),
     "markov_tokens": Problem(
-        _of(Tokens(12, 12, 16, 2), of(markov_chain, 20_000), 32), ("adam", "adamw"), 1000, (28, "even"), True
+        _of(Tokens(12, 12, 16, 1), of(markov_chain, 20_000), 32), ("adam", "adamw"), 1000, (28, "even"), True
     ),
 }
 HELD_OUT = {

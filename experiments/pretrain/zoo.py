@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from experiments.pretrain.problems import OPTIMIZERS, PROBLEMS, Problem
 from gfm_jax.base import Features, Horizon, Layout, Task, Trajectory
 from gfm_jax.files import replacing
-from gfm_jax.forecasting import Windows, cut, merge
+from gfm_jax.forecasting import Windows, cut, merge, thin
 from gfm_jax.pytrees import unravel
-from gfm_jax.runs import record, save_steps, take
+from gfm_jax.runs import record, save_steps
 
 __all__ = ["Lessons", "WEIGHTS_ALONE", "draw_runs", "learn_from"]
 
@@ -23,7 +23,6 @@ REST = ("state", "gradient", "loss", "mean_weights")
 WEIGHTS_ALONE = (*REST, "curvature")
 # Most of what a field is fitted to is what users have: weights alone; then weights and curvature, then without some slots.
 DROPOUT = (WEIGHTS_ALONE,) * len(OBSERVED) + (REST,) * 4 + (("mu", "trace"), ("curvature",))
-CURVATURE_EXAMPLES = 512
 OWN = ("run", "last", "weights", "distance")  # arrays of windows beside features and clock
 
 
@@ -51,7 +50,7 @@ def learn_from(config, folder: pathlib.Path, names: list[str]) -> Lessons:
         for name in names:
             problem, parts = PROBLEMS[name], []
             task = problem.make()
-            loss = train_loss(task)
+            loss = train_loss(task, problem.examples)
             for optimizer in problem.optimizers:
                 parts.append(_structure(config, folder, name, optimizer, task, loss))
                 bar.update()
@@ -69,10 +68,10 @@ def _merged(parts):
     return merge(parts, [np.arange(len(part.run)) for part in parts]) if parts else None
 
 
-def train_loss(task: Task):
+def train_loss(task: Task, num: int):
     """The loss on some of the training examples, of flat weights."""
     like = jax.eval_shape(task.init, jax.random.key(0))
-    data = jax.tree.map(lambda array: array[:CURVATURE_EXAMPLES], task.data["train"])
+    data = jax.tree.map(lambda array: array[:num], task.data["train"])
     return lambda weights: task.evaluate(unravel(like, weights), data)["loss"]
 
 
@@ -82,26 +81,29 @@ def _structure(config, folder, name, optimizer, task, loss):
     if not path.exists():
         number = list(PROBLEMS).index(name) * len(OPTIMIZERS) + list(OPTIMIZERS).index(optimizer)
         problem, extra = PROBLEMS[name], max(config.num_runs // 4, 2)
-        runs = draw_runs(config, problem, optimizer, task, config.num_runs + extra, seed=[config.seed, number])
+        runs, good = draw_runs(config, problem, optimizer, task, config.num_runs + extra, seed=[config.seed, number])
         if number % 4 == 3:  # as from a user who does not know the learning rates
             runs = runs._replace(time=runs.step.astype(jnp.float32), learning_rate=None)
-        num = len(runs.step)
-        windows = cut(runs, OBSERVED, feature_dropout=DROPOUT, loss=loss, coordinates=config.coordinates, chunk=8)
-        learned, held = (
-            merge([windows], [np.flatnonzero(chosen)])
-            for chosen in (np.asarray(windows.run) < num - extra, np.asarray(windows.run) >= num - extra)
+        few = None if problem.in_function_space else config.coordinates
+        windows = cut(
+            runs, OBSERVED, feature_dropout=DROPOUT, loss=loss, coordinates=few, chunk=config.num_runs + extra
         )
+        of_windows = np.asarray(windows.run)
+        early = of_windows < config.num_runs
+        learned, held = good[of_windows] & early, good[of_windows] & ~early
+        pick = lambda chosen: merge([windows], [np.flatnonzero(chosen)])
         whole = None
         if problem.in_function_space:
-            some = take(runs, np.arange(min(config.whole_runs, num - extra)))
-            dropout = (WEIGHTS_ALONE,) * 4
-            whole = cut(some, OBSERVED[1:6:2], feature_dropout=dropout, loss=loss, chunk=8)
-        _write(path, {"learned": learned, "held": held, "whole": whole})
+            some = learned & (of_windows < config.whole_runs)
+            rng = np.random.default_rng(number)
+            whole = pick(some & (rng.random(len(some)) < config.whole_fraction))
+            windows = thin(windows, config.coordinates)
+        _write(path, {"learned": pick(learned), "held": pick(held), "whole": whole})
     return _read(path)
 
 
-def draw_runs(config, problem: Problem, optimizer: str, task: Task, num: int, seed) -> Trajectory:
-    """Runs whose peak rates, schedules and noise are drawn at random; those that diverged are left out."""
+def draw_runs(config, problem: Problem, optimizer: str, task: Task, num: int, seed) -> tuple[Trajectory, np.ndarray]:
+    """Runs whose peak rates, schedules and noise are drawn at random, and which of them did not diverge."""
     rng = np.random.default_rng(seed)
     make, (least, most) = OPTIMIZERS[optimizer]
     num_steps = max(int(problem.num_steps * config.scale), 3 * problem.saves[0])
@@ -115,7 +117,7 @@ def draw_runs(config, problem: Problem, optimizer: str, task: Task, num: int, se
             finite=runs.finite, layout=runs.layout
         )
     good = np.asarray(runs.finite) & (np.asarray(runs.loss)[:, -1] < 1.2 * np.asarray(runs.loss)[:, 0])
-    return take(runs, np.flatnonzero(good))
+    return runs, good
 
 
 def schedule(rng: np.random.Generator, num_steps: int) -> np.ndarray:

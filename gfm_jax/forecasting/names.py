@@ -1,5 +1,6 @@
 """The features of a prefix by name, in the order in which a network reads them."""
 
+import hashlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from gfm_jax.base import Features
 
 __all__ = [
     "COORDINATE", "DIRECTIONS", "HORIZON", "KRYLOV", "MOTION", "OF_UNITS", "OUTPUTS", "POOLED", "RUN", "TENSOR",
-    "named", "stack", "stacked",
+    "fingerprint_of_names", "named", "stack", "stacked",
 ]  # fmt: skip
 
 KRYLOV = tuple(f"krylov_{k}" for k in range(4))
@@ -54,6 +55,16 @@ RUN = (
 )  # fmt: skip
 HORIZON = ("log_steps", "log_time", "time", "rate", "mean_rate")
 OUTPUTS = ("x_s", *DIRECTIONS, "residual", "log_error")
+
+
+def fingerprint_of_names() -> str:
+    """The SHA-256 of all names that a network reads or writes, in their order: fitted parameters fit no others.
+
+    >>> len(fingerprint_of_names())
+    64
+    """
+    groups = (COORDINATE, TENSOR, RUN, HORIZON, OUTPUTS)
+    return hashlib.sha256("\n".join(" ".join(group) for group in groups).encode()).hexdigest()
 
 
 def stack(features: dict[str, Float[Array, "*n"]], names: Sequence[str]) -> Float[Array, "*n k"]:
