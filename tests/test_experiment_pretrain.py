@@ -10,6 +10,7 @@ from commands import run_experiment
 
 import gfm_jax as gfm
 from experiments.pretrain.config import PRESETS, check
+from experiments.pretrain.held_out import BASELINES
 from experiments.pretrain.problems import HELD_OUT, PROBLEMS
 
 run = functools.partial(run_experiment, "pretrain")
@@ -47,6 +48,7 @@ def test_smoke_fits_and_goes_on_to_the_same(tmp_path):
     [
         ({"problems": ("digitz",)}, "problems: expected some of digits_mlp, "),
         ({"problems": ("teacher",)}, "held_out: expected families that the zoo does not hold, got teacher"),
+        ({"simple": ("lawaa",)}, "simple: expected some of persistence, "),
         ({"fits": 0}, "fits: expected at least 1, got 0"),
         ({"coverage": 1.0}, r"coverage: expected a fraction in \(0, 1\), got 1.0"),
         ({"observed": (1.5,)}, "observed: expected fractions in"),
@@ -57,4 +59,4 @@ def test_smoke_fits_and_goes_on_to_the_same(tmp_path):
 def test_what_cannot_be_run_is_told_first(changed, message):
     config = PRESETS["smoke"]
     with pytest.raises(ValueError, match=message):
-        check(config.__class__(**{**vars(config), **changed}), PROBLEMS, HELD_OUT)
+        check(config.__class__(**{**vars(config), **changed}), PROBLEMS, HELD_OUT, BASELINES)

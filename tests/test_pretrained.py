@@ -50,6 +50,21 @@ def test_forecasts_runs_that_it_has_never_seen():
     assert 0.75 < float(covered.mean()) <= 1
 
 
+def test_a_fit_goes_on_from_it():
+    forecaster, params = gfm.pretrained("general")
+    step = jnp.tile(jnp.arange(0, 210, 10), (4, 1))
+    slopes = jax.random.normal(jax.random.key(0), (4, 1, 5))
+    runs = gfm.Trajectory(
+        step=step, time=0.1 * step, weights=jnp.sqrt(step)[..., None] * slopes, layout=gfm.Layout(("a",), ((5,),))
+    )
+    fitted, _ = gfm.fit(jax.random.key(1), forecaster, runs, num_steps=2, start=params)
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(*map(jax.tree.leaves, (fitted.network, params.network)), strict=True)
+    ]
+    assert 0 < max(moved) < 0.05
+
+
 def test_a_second_call_compiles_nothing():
     assert gfm.pretrained("general")[0] is gfm.pretrained("general")[0]
 

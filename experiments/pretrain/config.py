@@ -38,6 +38,11 @@ class Config:
     held_out: tuple[str, ...] = ("residual_fashion", "mixer_cifar", "characters")
     held_out_runs: int = 6
     observed: tuple[float, ...] = (0.5,)
+    simple: tuple[str, ...] = (
+        "persistence", "lawa", "lawa_quarter", "lawa_half", "lawa_half_log", "linear", "log_time", "sqrt_time",
+        "exponential", "rank1", "dmd",
+    )  # fmt: skip
+    """Simple ways to forecast, to compare with."""
 
 
 PRESETS = {
@@ -58,6 +63,7 @@ PRESETS = {
         coverage=0.5,
         held_out=("teacher",),
         held_out_runs=2,
+        simple=("persistence", "lawa"),
     ),
     "laptop": Config(),
     "paper": Config(preset="paper", num_runs=64, coordinates=1024, field_steps=60_000, function_steps=4000),
@@ -68,18 +74,19 @@ COUNTS = (
 )  # fmt: skip
 
 
-def check(config: Config, problems, held_out) -> None:
+def check(config: Config, problems, held_out, simple) -> None:
     """Raises a ValueError that names the field, what was expected and what came, if a config cannot be run.
 
     Args:
       config: as given.
       problems: names of what the zoo can hold.
       held_out: names of what only judges.
+      simple: names of simple ways to forecast.
     """
     for field in COUNTS:
         if (value := getattr(config, field)) < 1:
             raise ValueError(f"{field}: expected at least 1, got {value}")
-    for field, known in (("problems", problems), ("held_out", [*held_out, *problems])):
+    for field, known in (("problems", problems), ("held_out", [*held_out, *problems]), ("simple", simple)):
         if unknown := set(getattr(config, field)) - set(known):
             raise ValueError(f"{field}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if both := set(config.held_out) & set(config.problems or problems):

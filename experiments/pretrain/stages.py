@@ -26,7 +26,7 @@ LIMITS = (
 
 def pretrain(config, out: pathlib.Path, command: str) -> None:
     """Runs every stage; what was recorded and fitted stands in the folder, so that a run that was stopped goes on."""
-    check(config, PROBLEMS, HELD_OUT)
+    check(config, PROBLEMS, HELD_OUT, BASELINES)
     names = list(config.problems or PROBLEMS)
     for name in (*config.held_out, *names):  # data that are missing are told before anything is recorded
         (HELD_OUT | PROBLEMS)[name].make()
@@ -48,11 +48,11 @@ def pretrain(config, out: pathlib.Path, command: str) -> None:
         save(folder.path / FITTED / f"general-{seed}.safetensors", method(config), fitted[-1][1])
     del lessons
     arrays = judge(config, folder, fitted)
-    folder.write_json(f"{FITTED}/general.json", card(config, folder, command))
+    folder.write_json(f"{FITTED}/general.json", card(config, folder))
     folder.finish("A forecaster for runs that it has never seen", command, arrays, [])
 
 
-def card(config, folder: RunFolder, command: str) -> dict:
+def card(config, folder: RunFolder) -> dict:
     """What ships beside the parameters."""
     tables = {}
     for row in folder.rows:
@@ -64,7 +64,7 @@ def card(config, folder: RunFolder, command: str) -> dict:
     return {
         "name": "general",
         "about": "a flow map of training, fitted in weight space and then on in function space",
-        "command": command,
+        "command": f"python -m experiments.pretrain --preset {config.preset}",
         "commit": folder.commit,
         "seed": config.seed,
         "licence": "Apache-2.0",
@@ -94,8 +94,8 @@ def judge(config, folder, fitted) -> dict[str, np.ndarray]:
         family = record_family(config, name, folder.path / "checkpoints" / "held_out")
         for observed in config.observed:
             table = f"{name}/{observed}"
-            for row, simple in BASELINES.items():
-                found = score(family, forecasts_of(simple, family, observed)(()), observed)
+            for row in config.simple:
+                found = score(family, forecasts_of(BASELINES[row], family, observed)(()), observed)
                 folder.add(table, row, **{metric: value.mean() for metric, value in found.items()})
             alone, curved = (forecasts_of(forecaster, family, observed, curvature=c) for c in (False, True))
             rows = {"weight space": (alone, 0), "general": (alone, 1), "general, curvature": (curved, 1)}
