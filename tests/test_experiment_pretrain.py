@@ -16,7 +16,7 @@ from experiments.pretrain.problems import HELD_OUT, PROBLEMS
 run = functools.partial(run_experiment, "pretrain")
 
 
-def test_smoke_fits_and_goes_on_to_the_same(tmp_path):
+def test_smoke_fits_the_same_again(tmp_path):
     done = run("--preset", "smoke", "--out", str(tmp_path / "one"))
     assert done.returncode == 0, done.stderr[-3000:]
     cells = {

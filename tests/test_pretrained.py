@@ -65,7 +65,7 @@ def test_a_fit_goes_on_from_it():
     assert 0 < max(moved) < 0.05
 
 
-def test_a_second_call_compiles_nothing():
+def test_a_second_call_gives_the_same_forecaster():
     assert gfm.pretrained("general")[0] is gfm.pretrained("general")[0]
 
 

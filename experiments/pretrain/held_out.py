@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.gfm.evaluate import loss_on
 from experiments.pretrain.problems import HELD_OUT, PROBLEMS
-from experiments.pretrain.zoo import WEIGHTS_ALONE, draw_runs, train_loss
+from experiments.pretrain.zoo import WEIGHTS_ALONE, draw_runs
 from gfm_jax.base import Forecast, Forecaster, Procedure, Task, Trajectory
 from gfm_jax.compiling import quick_jit
 from gfm_jax.convolutions import fast_in_loops
@@ -71,7 +72,7 @@ def forecasts_of(forecaster: Forecaster, family: Family, observed: float, *, cur
     """`(params) -> forecasts` of the ends of all runs, from their weights alone, or with the curvature of the training loss at
     the cut."""
     runs, last = hide(family.runs, WEIGHTS_ALONE), save_at(family.runs, observed)
-    loss = train_loss(family.task, 512)
+    loss = loss_on(family.task, "train", slice(512))
 
     def one(params, run):
         prefix, horizon = run

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.pretrain.zoo import Lessons
+from experiments.pretrain.zoo import TrainingSet
 from gfm_jax import forecasting
 from gfm_jax.base import Forecaster, Learner, config_of
 from gfm_jax.fitting import fit
@@ -56,32 +56,32 @@ def both_spaces(config, losses) -> Learner:
     )
 
 
-def learn(config, key, lessons: Lessons, folder, progress) -> tuple[Params, Params]:
+def learn(config, key, training: TrainingSet, folder, progress) -> tuple[Params, Params]:
     """Fits once: the parameters in weight space, and those in both spaces, both with intervals from the runs held out."""
     key_weights, key_both = jax.random.split(key)
     start, _ = fit(
         key_weights,
         method(config),
-        lessons.windows,
+        training.windows,
         num_steps=config.field_steps,
         folder=folder / "weights",
         progress=progress,
     )
     start = start._replace(layouts=())  # those of the zoo say nothing of a user's network
-    data = Data(lessons.windows, lessons.whole)
+    data = Data(training.windows, training.whole)
     params, _ = fit(
         key_both,
-        both_spaces(config, lessons.losses),
+        both_spaces(config, training.losses),
         data,
         num_steps=config.function_steps,
         start=start,
         folder=folder / "both",
         progress=progress,
     )
-    return tuple(with_intervals(config, fitted, lessons) for fitted in (start, params))
+    return tuple(with_intervals(config, fitted, training) for fitted in (start, params))
 
 
-def with_intervals(config, params: Params, lessons: Lessons) -> Params:
+def with_intervals(config, params: Params, training: TrainingSet) -> Params:
     """Intervals from the runs of the zoo that it was not fitted to."""
-    rows = [np.arange(len(part.run)) for part in lessons.held]
-    return calibrate_windows(params, lessons.held, rows, coverage=config.coverage)[0]
+    rows = [np.arange(len(part.run)) for part in training.held]
+    return calibrate_windows(params, training.held, rows, coverage=config.coverage)[0]

@@ -17,7 +17,7 @@ from gfm_jax.saving import save
 __all__ = ["pretrain"]
 
 LIMITS = (
-    "fitted to networks of 200 to 50,000 weights and runs of 700 to 1,500 steps, observed from 12 to 80 % of the run",
+    "fitted to networks of 200 to 50,000 weights and runs of 500 to 1,500 steps, observed from 12 to 80 % of the run",
     "classification only: images of at most 28 x 28 pixels, synthetic classes, characters",
     "no run of more than one task, none that goes on after a change of its data or loss",
     "intervals hold on average over the weights of runs like those of the zoo",
@@ -34,8 +34,12 @@ def pretrain(config, out: pathlib.Path, command: str) -> None:
     print(f"records {num} runs, fits {config.fits} times; the preset laptop takes some three hours on two cores")
     folder = RunFolder(out, config)
     checkpoints = folder.path / "checkpoints"
-    lessons = learn_from(config, checkpoints / "zoo", names)
-    for row, parts in (("to fit to", lessons.windows), ("for the intervals", lessons.held), ("whole", lessons.whole)):
+    training = learn_from(config, checkpoints / "zoo", names)
+    for row, parts in (
+        ("to fit to", training.windows),
+        ("for the intervals", training.held),
+        ("whole", training.whole),
+    ):
         runs, windows = (
             sum(map(len, counts)) for counts in ([np.unique(p.run) for p in parts], [p.run for p in parts])
         )
@@ -43,11 +47,11 @@ def pretrain(config, out: pathlib.Path, command: str) -> None:
     fitted = []
     for seed in range(config.fits):
         key = jax.random.fold_in(jax.random.key(config.seed), seed)
-        fitted.append(learn(config, key, lessons, checkpoints / f"fit-{seed}", progress=True))
+        fitted.append(learn(config, key, training, checkpoints / f"fit-{seed}", progress=True))
         (folder.path / FITTED).mkdir(exist_ok=True)
         save(folder.path / FITTED / f"general-{seed}.safetensors", method(config), fitted[-1][1])
-    del lessons
-    arrays = judge(config, folder, fitted)
+    del training
+    arrays = evaluate(config, folder, fitted)
     folder.write_json(f"{FITTED}/general.json", card(config, folder))
     folder.finish("A forecaster for runs that it has never seen", command, arrays, [])
 
@@ -71,8 +75,8 @@ def card(config, folder: RunFolder) -> dict:
         "features_sha256": fingerprint_of_names(),
         "zoo": {name: _of_problem(PROBLEMS[name]) for name in names},
         "runs_a_problem_and_optimizer": config.num_runs,
-        "splits": "by run: every fifth run of a problem and optimizer for the intervals, the others for the fit; the families "
-        "below are no problems of the zoo, and nothing was chosen by them",
+        "splits": "by run: the last fifth of the runs of a problem and optimizer for the intervals, the others for the "
+        "fit; the families below are no problems of the zoo, and nothing was chosen by them",
         "metrics": tables,
         "limits": LIMITS,
     }
@@ -87,7 +91,7 @@ def _of_problem(problem):
     }
 
 
-def judge(config, folder, fitted) -> dict[str, np.ndarray]:
+def evaluate(config, folder, fitted) -> dict[str, np.ndarray]:
     """Adds a table for every family and prefix: simple ways, and the fits, with and without the loss at hand."""
     forecaster, arrays = method(config), {}
     for name in config.held_out:

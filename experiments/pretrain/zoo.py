@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from experiments.gfm.evaluate import loss_on
 from experiments.pretrain.problems import OPTIMIZERS, PROBLEMS, Problem
 from gfm_jax.base import Features, Horizon, Layout, Task, Trajectory
 from gfm_jax.files import replacing
 from gfm_jax.forecasting import Windows, cut, merge, thin
-from gfm_jax.pytrees import unravel
 from gfm_jax.runs import record, save_steps
 
-__all__ = ["Lessons", "WEIGHTS_ALONE", "draw_runs", "learn_from"]
+__all__ = ["TrainingSet", "WEIGHTS_ALONE", "draw_runs", "learn_from"]
 
 OBSERVED = (0.12, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
 REST = ("state", "gradient", "loss", "mean_weights")
@@ -26,7 +26,7 @@ DROPOUT = (WEIGHTS_ALONE,) * len(OBSERVED) + (REST,) * 4 + (("mu", "trace"), ("c
 OWN = ("run", "last", "weights", "distance")  # arrays of windows beside features and clock
 
 
-class Lessons(NamedTuple):
+class TrainingSet(NamedTuple):
     """What there is to learn from, by problem.
 
     Attributes:
@@ -41,38 +41,31 @@ class Lessons(NamedTuple):
     losses: list
 
 
-def learn_from(config, folder: pathlib.Path, names: list[str]) -> Lessons:
+def learn_from(config, folder: pathlib.Path, names: list[str]) -> TrainingSet:
     """Records what is not yet in `folder`, and reads the rest of it from there."""
     folder.mkdir(parents=True, exist_ok=True)
-    lessons = Lessons([], [], [], [])
+    training = TrainingSet([], [], [], [])
     work = [(name, optimizer) for name in names for optimizer in PROBLEMS[name].optimizers]
     with tqdm(total=len(work), desc="record the zoo", unit="structure") as bar:
         for name in names:
             problem, parts = PROBLEMS[name], []
             task = problem.make()
-            loss = train_loss(task, problem.examples)
+            loss = loss_on(task, "train", slice(problem.examples))
             for optimizer in problem.optimizers:
                 parts.append(_structure(config, folder, name, optimizer, task, loss))
                 bar.update()
-            thin, held, whole = (_merged(part) for part in zip(*parts, strict=True))
-            lessons.windows.append(thin)
-            lessons.held.append(held)
+            learned, held, whole = (_merged(part) for part in zip(*parts, strict=True))
+            training.windows.append(learned)
+            training.held.append(held)
             if problem.in_function_space:
-                lessons.whole.append(whole)
-                lessons.losses.append(loss)
-    return lessons
+                training.whole.append(whole)
+                training.losses.append(loss)
+    return training
 
 
 def _merged(parts):
     parts = [part for part in parts if part is not None]
     return merge(parts, [np.arange(len(part.run)) for part in parts]) if parts else None
-
-
-def train_loss(task: Task, num: int):
-    """The loss on some of the training examples, of flat weights."""
-    like = jax.eval_shape(task.init, jax.random.key(0))
-    data = jax.tree.map(lambda array: array[:num], task.data["train"])
-    return lambda weights: task.evaluate(unravel(like, weights), data)["loss"]
 
 
 def _structure(config, folder, name, optimizer, task, loss):

@@ -20,7 +20,7 @@ def pretrained(name: str = "general") -> tuple[Forecaster, PyTree]:
     """A fitted forecaster that comes with the library, for runs that it has never seen.
 
     Use it where there is nothing to fit to: it was fitted to runs of many networks, data sets and optimizers, and needs two
-    saves or more of a run. Its forecasts are near in weights; as networks, means of the last saves are often better, and
+    saves or more of a run. Its forecasts are near in weights; an average of the last saves can be the better network, and
     `card(name)` has both. Where you have some ten finished runs like the one to forecast,
     `fit(key, forecaster, runs, start=params)` goes on from it.
 
